@@ -1,0 +1,31 @@
+PYTHON ?= python3
+V := .venv/bin
+
+.PHONY: demo test lab export save readme
+.DEFAULT_GOAL := test
+
+.venv/ok: settings.ini setup.py pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(V)/python -m pip install -q -e '.[dev]'
+	touch $@
+
+demo: .venv/ok            ## the main job on the embedded digits: table, and one HTML page in _runs/
+	$(V)/pca-nb demo
+
+test: .venv/ok            ## every notebook and every test
+	$(V)/python -m pytest
+
+lab: .venv/ok             ## JupyterLab on the notebooks
+	$(V)/jupyter lab --ip=127.0.0.1 nbs
+
+export: .venv/ok          ## notebooks -> pca_nb/
+	$(V)/nbdev_export
+
+save: .venv/ok            ## run every notebook in a kernel and keep its outputs, then clean, export, README
+	$(V)/python tools/run.py --inplace nbs/*.ipynb nbs/experiments/*.ipynb
+	$(V)/nbdev_clean
+	$(V)/nbdev_export
+	$(V)/python tools/docs.py readme
+
+readme: .venv/ok
+	$(V)/python tools/docs.py readme
