@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SEEN', 'METHODS', 'PROTOCOLS', 'N_TRAIN', 'DEMO', 'Method', 'pruned', 'make_pca', 'make_tiles', 'Protocol',
            'protocol_of', 'RunCfg', 'run_cfg', 'scoring_cfg', 'make_set', 'run_one', 'Rows', 'run_grid', 'check_cfg',
-           'pool', 'summary', 'welch', 'pretty', 'demo_grid']
+           'pool', 'summary', 'welch', 'compare', 'verdicts', 'pretty', 'demo_grid']
 
-# %% ../nbs/12_bench.ipynb #2400148e
-import hashlib, json, os, time
+# %% ../nbs/12_bench.ipynb #b113e119
+import hashlib, json, multiprocessing, os, time
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
@@ -59,7 +59,7 @@ METHODS = { # name -> Method
     **{f'{m}+{p}': Method(f, s, 2, p) for m,f,s in (('pca',make_pca,'el2n'), ('tiles',make_tiles,'')) for p in SEEN},
 }
 
-# %% ../nbs/12_bench.ipynb #a4439088
+# %% ../nbs/12_bench.ipynb #f2473af2
 @dataclass(frozen=True)
 class Protocol:
     "What a data set's pictures ask for, fixed before any run."
@@ -70,7 +70,7 @@ class Protocol:
 PROTOCOLS = { # data -> Protocol; others follow `protocol_of`
     'digits':  Protocol('convnet2-w32', Augment(crop_scale=(.5,1.), flip=0.), 'fit'),
     'fashion-mnist': Protocol('convnet3-bn'),
-    'cifar10': Protocol('convnet3-bn'),
+    'cifar10': Protocol('convnet3-w64'), # width 64: two CPU cores
 }
 
 def protocol_of(
@@ -80,7 +80,7 @@ def protocol_of(
     "The fixed protocol of a data set; by size for those without one: ConvNet-3 up to 64 px, ResNet-18 above."
     return PROTOCOLS.get(data) or Protocol('convnet2-w32' if size<=16 else 'convnet3-bn' if size<=64 else 'resnet18')
 
-# %% ../nbs/12_bench.ipynb #27ffbad4
+# %% ../nbs/12_bench.ipynb #db694a15
 @dataclass(frozen=True)
 class RunCfg:
     "One training run. Every field is part of its identity; paths, devices and worker counts are not fields."
@@ -118,17 +118,23 @@ def run_cfg(
     tiling = Tiling(factor or m.factor, shrink or p.shrink) if m.factor>1 else Tiling(1)
     return RunCfg(data, method, ipc, seed, size, arch or p.arch,
                   replace(scaled(lookup(RECIPES, recipe, 'recipe'), ipc*n_classes, **scale), augment=replace(p.views, patches=m.patches)),
-                  tiling, scoring_cfg(data, size, n_full, arch) if m.score else None)
+                  tiling, scoring_cfg(data, size, n_full, m.score, arch) if m.score else None)
 
-def scoring_cfg(data, size, n_full, arch=''):
-    "CCS's scoring run for this data: 60 epochs, at least 40 steps each."
+def scoring_cfg(
+    data:str,    # a key of `DATASETS`, or a name for other images
+    size:int,    # pixels
+    n_full:int,  # images in the full set
+    score:str,   # a key of `SCORES`: EL2N leaves after its ten epochs
+    arch:str='', # '' = the protocol's
+) -> ScoreCfg:
+    "CCS's scoring run for this data: 60 epochs of SGD, at least 40 steps each."
     p = protocol_of(data, size)
-    return ScoreCfg(arch or p.arch, replace(scaled(RECIPES['ccs'], n_full, per_epoch=40), augment=p.views))
+    return ScoreCfg(arch or p.arch, replace(scaled(RECIPES['ccs'], n_full, per_epoch=40), augment=p.views), stop=10*score.startswith('el2n'))
 
 N_TRAIN = {'digits':1197, 'fashion-mnist':60_000, 'cifar10':50_000, 'cifar100':50_000, 'imagenette':9469, 'tinyimagenet':100_000,
            'tinyimagenet100':30_000, 'imagenet':1_281_167} # images in the training split
 
-# %% ../nbs/12_bench.ipynb #b72d80c9
+# %% ../nbs/12_bench.ipynb #fb928213
 def make_set(
     cfg:RunCfg,     # the run
     full:ImageSet,  # the images to compress
@@ -150,7 +156,7 @@ def run_one(
     ckpt=None,      # file to resume from
 ) -> dict:          # the row
     "One finished row of the benchmark."
-    t0, dev = time.perf_counter(), torch.device(device or pick_device())
+    t0, dev = time.perf_counter(), pick_device(device)
     s = make_set(cfg, full, dynamics)
     net = make_model(cfg.arch, s.n_classes, cfg.size, cfg.seed)
     t1 = time.perf_counter()
@@ -200,7 +206,7 @@ class Rows:
 
 def _knobs(cfg): return dict(optimizer=cfg['recipe']['optimizer'], patches=cfg['recipe']['augment']['patches'], **cfg['tiling'])
 
-# %% ../nbs/12_bench.ipynb #fd70e014
+# %% ../nbs/12_bench.ipynb #3d09c142
 def run_grid(
     cfgs,                 # `RunCfg`s
     rows:Rows,            # where rows are kept
@@ -247,10 +253,13 @@ def pool(
     workers:int=0, # processes; 0 = one a core
 ) -> Executor:
     "Processes with one thread each: small networks gain more from two runs at once than from two threads in one."
-    import multiprocessing as mp
-    return ProcessPoolExecutor(workers or os.cpu_count(), mp.get_context('spawn'), initializer=torch.set_num_threads, initargs=(1,))
+    return ProcessPoolExecutor(workers or os.cpu_count(), multiprocessing.get_context('spawn'), initializer=_start_worker)
 
-# %% ../nbs/12_bench.ipynb #4b57fed8
+def _start_worker():
+    torch.set_num_threads(1)
+    os.environ['PCA_NB_QUIET'] = '1' # the grid's own bar is enough
+
+# %% ../nbs/12_bench.ipynb #0c9c0f07
 def summary(
     frame:pd.DataFrame,  # `Rows.frame`: a row a run
     by=('method','ipc'), # what makes a cell of the table
@@ -275,6 +284,25 @@ def welch(
     if np.std(a)==np.std(b)==0: return dict(delta=np.mean(a)-np.mean(b), lo=np.mean(a)-np.mean(b), hi=np.mean(a)-np.mean(b))
     ci = ttest_ind(a, b, equal_var=False).confidence_interval(.95)
     return dict(delta=np.mean(a)-np.mean(b), lo=ci.low, hi=ci.high)
+
+def compare(
+    frame:pd.DataFrame, # `Rows.frame`
+    better:str,         # the method that should be ahead
+    worse:str,          # the method that should be behind
+) -> pd.DataFrame:      # a row an IPC: the difference of means (points), its 95 % interval, and 'holds', 'fails' or 'open'
+    "Is one method ahead of another? Open if the interval holds 0."
+    at = lambda m,i: frame[(frame.method==m)&(frame.ipc==i)].top1.to_numpy()
+    rows = [dict(claim=f'{better} > {worse}', ipc=i) | welch(at(better, i), at(worse, i)) for i in sorted(frame.ipc.unique()) if len(at(better, i)) and len(at(worse, i))]
+    return pd.DataFrame([r|dict(verdict='holds' if r['lo']>0 else 'fails' if r['hi']<0 else 'open') for r in rows])
+
+def verdicts(
+    frame:pd.DataFrame, # `Rows.frame`
+    pairs,              # (number of the claim, better, worse), several
+) -> pd.DataFrame:      # a row a pair: for each IPC the difference with its interval and the verdict
+    "Claims of the form 'a beats b' against our rows."
+    rows = pd.concat([compare(frame, a, b).assign(no=n) for n,a,b in pairs])
+    rows['text'] = [f'{d:+.1f} [{l:+.1f}, {h:+.1f}] {v}' for d,l,h,v in zip(rows.delta, rows.lo, rows.hi, rows.verdict)]
+    return rows.pivot(index=['no','claim'], columns='ipc', values='text').rename(columns=lambda i: f'IPC {i}').fillna('')
 
 def pretty(
     table:pd.DataFrame, # from `summary`

@@ -62,7 +62,7 @@ def demo(
     page = write_report(frame, home/'demo.html', load_data('digits'), _dynamics(cfgs[-1], home, {}), 'pca_nb demo: handwritten digits, hard labels')
     say.print(f"report: {page.resolve()}")
 
-# %% ../nbs/17_cli.ipynb #a7d60171
+# %% ../nbs/17_cli.ipynb #ad6f0408
 Data = A[str, typer.Argument(help="A folder with one sub-folder a class, a parquet file with images and labels, or a known data set (digits, cifar10, …).")]
 Size = A[int, typer.Option(min=0, help="Working size in pixels; 0 = the images' median shortest side, at most 224.")]
 Arch = A[str, typer.Option(help="Network; empty = ConvNet-3 up to 64 px, ResNet-18 above.")]
@@ -78,8 +78,8 @@ def _scoring(full, arch, epochs, stop, seed):
     "The scoring run for a set: CCS's, scaled, on the network for this size."
     from dataclasses import replace
     from pca_nb.bench import scoring_cfg
-    cfg = scoring_cfg(full.name, full.size[0], len(full), arch)
-    return replace(cfg, recipe=replace(cfg.recipe, epochs=epochs), stop=stop, seed=seed)
+    cfg = scoring_cfg(full.name, full.size[0], len(full), '', arch)
+    return replace(cfg, recipe=replace(cfg.recipe, epochs=epochs), stop=min(stop, epochs), seed=seed)
 
 @app.command()
 def compress(
@@ -96,12 +96,13 @@ def compress(
     "Shrink a labelled image set to IPC images a class, and say which images were chosen and what it weighs."
     from pca_nb.bench import METHODS, protocol_of
     from pca_nb.combine import Tiling
-    from pca_nb.core import generator, lookup
+    from pca_nb.core import generator, lookup, pick_device
     from pca_nb.data import ENCODERS, bytes_on_disk, check_new, class_folders, to_folder
     from pca_nb.prune import check_budget
     from pca_nb.scores import score
     import torch
     m = lookup(METHODS, method, 'method')
+    pick_device(device)
     lookup(ENCODERS, format, 'image format')
     check_new(out)
     full = _load(data, size)
@@ -110,7 +111,7 @@ def compress(
     check_budget(full.labels, full.classes, ipc*f*f, f'{method} with ipc={ipc} and factor={f}' if f>1 else '')
     say.print(f"full set: {full!r}")
     stop = 10 if m.score.startswith('el2n') else 0 # EL2N needs the first ten epochs only
-    values = score(_dynamics_of(full, scores, _scoring(full, arch, epochs, min(stop, epochs), seed), device), m.score) if m.score else torch.zeros(len(full))
+    values = score(_dynamics_of(full, scores, _scoring(full, arch, epochs, stop, seed), device), m.score) if m.score else torch.zeros(len(full))
     small = m.make(full, ipc, values, generator(seed, 'subset'), Tiling(f, protocol_of(full.name, full.size[0]).shrink))
     to_folder(small, out, format)
     _write_choice(small, full, values, out/'chosen.csv', format)
@@ -118,7 +119,7 @@ def compress(
     kept = small.index.numel()
     say.print(f"stored: {small!r} in {out.resolve()} as {format}")
     say.print(f"chosen: {kept} of {len(full)} images ({100*kept/len(full):.1f} %), listed by class, cell and score in {out/'chosen.csv'}")
-    say.print(f"next: pca-nb evaluate {out} --test TEST_FOLDER --seeds 3")
+    say.print(f"class folders for other tools: {out/'images'}\nnext: pca-nb evaluate {out} --test TEST_FOLDER --seeds 3")
 
 def _dynamics_of(full, path, cfg, device):
     "Scores from a file of ours, a published file, or a run made now."
@@ -140,7 +141,7 @@ def _write_choice(small, full, values, path, fmt):
         for cell,i in enumerate(idx): w.writerow((file, cell, small.classes[y], full.files[i] if full.files else f'image {i}', i, f'{values[i]:.6g}'))
     atomic_write(path, lambda tmp: tmp.write_text(buf.getvalue()))
 
-# %% ../nbs/17_cli.ipynb #b073adc9
+# %% ../nbs/17_cli.ipynb #787c3b6e
 @app.command()
 def evaluate(
     data:A[str, typer.Argument(help="What to train on: what `compress` wrote, or any labelled image set.")],
@@ -164,7 +165,7 @@ def evaluate(
     views = protocol_of(s.name.split('/')[0], s.size[0])
     r = replace(scaled(r, len(s)), augment=replace(views.views, patches='extract' if s.grid>1 else 'none'))
     if epochs: r = replace(r, epochs=epochs, eval_every=max(1, epochs//6))
-    say.print(f"train: {s!r}\ntest:  {held!r}\n{arch or views.arch}, {recipe}: {r.epochs} epochs, batch {r.batch}, patches {r.augment.patches}, on {device or pick_device()}")
+    say.print(f"train: {s!r}\ntest:  {held!r}\n{arch or views.arch}, {recipe}: {r.epochs} epochs, batch {r.batch}, patches {r.augment.patches}, on {pick_device(device)}")
     logs = [train(make_model(arch or views.arch, s.n_classes, s.size[0], seed), s, r, seed, held, device=device, desc=f'seed {seed}') for seed in range(seeds)]
     rows = pd.DataFrame([l.iloc[-1] for l in logs])[['top1','top5','nll']].astype(float)
     show(rows.round(2).assign(seed=range(seeds)).set_index('seed'), 'last epoch')

@@ -72,11 +72,15 @@ def atomic_write(
     finally: tmp.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/00_core.ipynb #c622753f
-def pick_device() -> torch.device:
-    "The fastest device present: CUDA, then Apple's MPS, then the CPU."
-    if torch.cuda.is_available(): return torch.device('cuda')
-    return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
+# %% ../nbs/00_core.ipynb #cd98af61
+def pick_device(
+    name=None, # 'cpu', 'cuda', 'cuda:1', 'mps' or a torch.device; `None`: the fastest there is
+) -> torch.device:
+    "The device asked for, checked; or CUDA, then Apple's MPS, then the CPU."
+    have = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
+    kind = str(name or next(k for k,v in have.items() if v))
+    if not have.get(kind.split(':')[0]): raise ValueError(f"device {kind!r} is not here: choose one of {', '.join(k for k,v in have.items() if v)}")
+    return torch.device(kind)
 
 def pick_dtype(
     device, # torch.device or its name
@@ -101,7 +105,7 @@ def machine(
     return dict(device=name, dtype=str(pick_dtype(device)).removeprefix('torch.'), threads=str(torch.get_num_threads()),
                 python=platform.python_version(), torch=torch.__version__, torchvision=torchvision.__version__)
 
-# %% ../nbs/00_core.ipynb #42e94047
+# %% ../nbs/00_core.ipynb #8549444d
 def data_home() -> Path:
     "Where data sets are looked for and downloaded to: `PCA_NB_DATA`, else a cache folder."
     return Path(os.environ.get('PCA_NB_DATA') or Path.home()/'.cache'/'pca_nb'/'data')
@@ -120,4 +124,4 @@ def progress(
 
 def _watched():
     if os.environ.get('CI') or os.environ.get('PCA_NB_QUIET') or os.environ.get('IN_TEST'): return False
-    return sys.stderr.isatty()
+    return sys.stderr.isatty() or 'ipykernel' in sys.modules

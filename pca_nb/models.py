@@ -27,7 +27,7 @@ class ConvNet(nn.Sequential):
         block = lambda i: [nn.Conv2d(width if i else 3, width, 3, padding=1), lookup(make, norm, 'norm')(), nn.ReLU(inplace=True), nn.AvgPool2d(2)]
         super().__init__(*[l for i in range(depth) for l in block(i)], nn.Flatten(), nn.Linear(width*(size>>depth)**2, n_classes))
 
-# %% ../nbs/04_models.ipynb #55e5eebb
+# %% ../nbs/04_models.ipynb #6d3cd862
 SMALL = 64 # pixels; at this size and below a network takes its small-image form
 
 def _resnet(name, n_classes, size):
@@ -49,6 +49,7 @@ def _swin(n_classes, size):
 MODELS = { # name -> builder(n_classes, size)
     'convnet2-w32': partial(ConvNet, depth=2, width=32, norm='batch'), # for 16 px and for tests
     'convnet3':     ConvNet,                                           # the distillation literature's
+    'convnet3-w64': partial(ConvNet, width=64, norm='batch'),          # the same idea at a quarter of the work
     'convnet3-bn':  partial(ConvNet, norm='batch'),
     'convnet4-bn':  partial(ConvNet, depth=4, norm='batch'),
     **{f'resnet{d}': partial(_resnet, f'resnet{d}') for d in (18, 34, 50, 101)},

@@ -6,14 +6,14 @@
 __all__ = ['SUMS', 'SCORES', 'Recorder', 'Dynamics', 'score', 'ScoreCfg', 'record', 'read_dynamics', 'check_length',
            'read_published']
 
-# %% ../nbs/06_scores.ipynb #49e96c41
+# %% ../nbs/06_scores.ipynb #6d4ad357
 import io, json, math, pickle, zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor
-from .core import atomic_write, config_key, lookup, plain
+from .core import atomic_write, lookup, pick_device, plain
 from .data import ImageSet
 from .models import make_model
 from .train import Callback, RECIPES, Recipe, scaled, train
@@ -79,7 +79,7 @@ def score(
     "One difficulty an image."
     return lookup(dynamics, name, 'score of this file') if isinstance(dynamics, dict) else lookup(SCORES, name, 'score')(dynamics)
 
-# %% ../nbs/06_scores.ipynb #084480da
+# %% ../nbs/06_scores.ipynb #5926ddc8
 @dataclass(frozen=True)
 class ScoreCfg:
     "The run that scores come from."
@@ -99,10 +99,11 @@ def record(
     "Train once on the full set and keep what every image did; resumable beside `path`."
     path = path and Path(path)
     if path and path.exists(): return read_dynamics(path, len(full))
-    rec = Recorder(len(full), cfg.el2n_epochs, device or 'cpu')
+    dev = pick_device(device)
+    rec = Recorder(len(full), cfg.el2n_epochs, dev)
     net = make_model(cfg.arch, full.n_classes, full.size[0], cfg.seed)
     ckpt = path and path.with_suffix('.ckpt')
-    train(net, full, cfg.recipe, cfg.seed, test, [rec], cfg.stop or None, device or 'cpu', ckpt=ckpt, desc='scoring')
+    train(net, full, cfg.recipe, cfg.seed, test, [rec], cfg.stop or None, dev, ckpt=ckpt, desc='scoring')
     out = Dynamics({k:v.cpu() for k,v in rec.sums.items()}, rec.epochs, cfg.el2n_epochs, plain(cfg))
     if path: out.save(path); ckpt.unlink(missing_ok=True)
     return out

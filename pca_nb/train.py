@@ -140,7 +140,7 @@ def batch_loss(logits, labels, view, recipe):
     if view.mix is None or not recipe.augment.mix_labels: return ce(labels).mean()
     return (view.mix.lam*ce(labels)+(1-view.mix.lam)*ce(labels[view.mix.partner])).mean()
 
-# %% ../nbs/05_train.ipynb #2a7a31cf
+# %% ../nbs/05_train.ipynb #3f3f082f
 def train(
     model:nn.Module,      # trained in place, moved to `device`
     data:ImageSet,        # what it learns from
@@ -156,7 +156,7 @@ def train(
     desc:str='training',  # words before the bar
 ) -> pd.DataFrame:        # a row an epoch: epoch, lr, loss, and the metrics where validated
     "Train a network on a set by a recipe; deterministic in `seed`, resumable from `ckpt`."
-    dev = torch.device(device or pick_device())
+    dev = pick_device(device)
     _check_train(data, recipe)
     model.to(dev, memory_format=torch.preserve_format if dev.type=='mps' else torch.channels_last).train()
     if isinstance(data.images, Tensor): data = data.to(dev)
@@ -167,7 +167,7 @@ def train(
     with torch.random.fork_rng(devices=[dev] if dev.type=='cuda' else []):
         for epoch in progress(range(start, last), desc):
             row = dict(epoch=epoch, lr=recipe.rate(epoch), loss=_epoch(model, data, recipe, opt, seed, epoch, callbacks, dev, dtype))
-            if test is not None and (epoch%recipe.eval_every==0 or epoch==last-1): row |= evaluate(model, test, dtype=dtype)
+            if test is not None and (epoch%recipe.eval_every==0 or epoch==recipe.epochs-1): row |= evaluate(model, test, dtype=dtype)
             log.append(row)
             if 'top1' in row or epoch==last-1: _check_loss(row)
             if ckpt and (time.monotonic()-saved>save_every or epoch==last-1):

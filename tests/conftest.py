@@ -1,0 +1,33 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault('MPLBACKEND', 'agg')   # no windows from the unit tests
+os.environ.setdefault('CI', 'true')          # no progress bars
+root = Path(__file__).resolve().parents[1]
+
+
+def pytest_addoption(parser):
+    parser.addoption('--slow', action='store_true', help="also run notebook cells marked '#| slow'")
+
+
+@pytest.fixture
+def clean_env():
+    "An environment for child processes; nbdev's in-process runner leaves IN_TEST behind, which turns nbdev_export into a no-op"
+    return {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'MPLBACKEND')}
+
+
+@pytest.fixture
+def shared_data():
+    "The folder of real data, or a skip that says how to get it"
+    folder = Path(os.environ.get('PCA_NB_DATA', ''))
+    if not (folder/'cifar10-test.parquet').exists():
+        pytest.skip('no cifar10-test.parquet: point PCA_NB_DATA at a folder that has it')
+    return folder
+
+
+@pytest.fixture
+def g():
+    return torch.Generator().manual_seed(0)

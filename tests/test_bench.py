@@ -1,0 +1,90 @@
+"Rows and grids: the same from one process or two, killed or not."
+import json
+from dataclasses import replace
+
+import pytest
+
+from pca_nb import bench
+from pca_nb.bench import METHODS, Method, Rows, make_set, pool, run_cfg, run_grid, summary
+from pca_nb.core import generator
+from pca_nb.data import load_data
+
+CUT = dict(epochs=4, eval_every=2)
+
+
+def short(method, seed=0, ipc=2):
+    c = run_cfg('digits', method, ipc, seed)
+    s = c.scoring and replace(c.scoring, recipe=replace(c.scoring.recipe, epochs=2, batch=256), stop=0)
+    return replace(c, recipe=replace(c.recipe, **CUT), scoring=s)
+
+
+def numbers(frame):
+    return frame[['key', 'top1', 'nll', 'loss', 'set']].sort_values('key').values.tolist()
+
+
+def test_two_processes_make_the_rows_of_one(tmp_path):
+    import torch
+    cfgs = [short(m, s) for m in ('random', 'pca') for s in (0, 1)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    one = run_grid(cfgs, Rows(tmp_path/'a.jsonl'), tmp_path, device='cpu')
+    torch.set_num_threads(threads)
+    with pool(2) as ex:
+        two = run_grid(cfgs, Rows(tmp_path/'b.jsonl'), tmp_path, executor=ex, device='cpu')
+    assert numbers(one) == numbers(two)
+
+
+def test_a_killed_grid_loses_no_row(tmp_path, monkeypatch):
+    cfgs, rows, done = [short('random', s) for s in range(3)], Rows(tmp_path/'r.jsonl'), []
+    whole, make = numbers(run_grid(cfgs, Rows(tmp_path/'w.jsonl'), tmp_path, device='cpu')), bench.run_one
+
+    def dies_at_two(cfg, *a, **kw):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(cfg)
+        return make(cfg, *a, **kw)
+    monkeypatch.setattr(bench, 'run_one', dies_at_two)
+    with pytest.raises(KeyboardInterrupt):
+        run_grid(cfgs, rows, tmp_path, device='cpu')
+    assert len(rows.all()) == 2
+    monkeypatch.setattr(bench, 'run_one', lambda cfg, *a, **kw: done.append(cfg) or make(cfg, *a, **kw))
+    assert numbers(run_grid(cfgs, rows, tmp_path, device='cpu')) == whole and len(done) == 3   # only the third was made again
+
+
+def test_nothing_is_trained_when_one_run_of_the_grid_cannot_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, 'record', lambda *a, **k: pytest.fail('recorded'))
+    with pytest.raises(ValueError, match='pca with ipc=100'):
+        run_grid([run_cfg('digits', 'el2n-easyB', 1), run_cfg('digits', 'pca', 100)], Rows(tmp_path/'r.jsonl'), tmp_path)
+    assert not (tmp_path/'r.jsonl').exists()
+
+
+def test_every_method_keeps_the_contract():
+    "ipc images a class (on average without balance), provenance inside the full set, the same set for the same seed"
+    from pca_nb.scores import SUMS, Dynamics
+    import torch
+    full = load_data('digits')
+    dyn = Dynamics({k: torch.rand(len(full), generator=generator(0, k)) for k in SUMS}, 60, 10, {})
+    for name in METHODS:
+        cfg = run_cfg('digits', name, 3)
+        a, b = (make_set(cfg, full, dyn) for _ in range(2))
+        assert len(a) == 30 and a.size == (16, 16) and torch.equal(a.images, b.images) and torch.equal(a.index, b.index), name
+        assert a.grid == cfg.tiling.factor and a.index.max() < len(full) and a.index.unique().numel() == a.index.numel(), name
+        assert (full.labels[a.index] == a.labels[:, None]).all(), name
+        if not name.endswith(('-easy', '-hard', '-global')):
+            assert a.counts.tolist() == [3] * 10, name
+
+
+def test_a_newcomers_method_is_one_entry(tmp_path, monkeypatch):
+    first = Method(lambda full, ipc, scores, g, tiling: full[(full.labels[:, None] == full.labels.unique()).float().cumsum(0).le(ipc).all(1).nonzero()[:, 0]])
+    monkeypatch.setitem(METHODS, 'first', Method(lambda full, ipc, scores, g, tiling: METHODS['random'].make(full, ipc, scores, generator(0), tiling)))
+    assert first.score == ''
+    frame = run_grid([short('first', s) for s in (0, 1)], Rows(tmp_path/'r.jsonl'), tmp_path, device='cpu')
+    assert frame.set.nunique() == 1 and summary(frame).n.tolist() == [2]
+
+
+def test_rows_say_where_they_come_from(tmp_path):
+    run_grid([short('random')], Rows(tmp_path/'r.jsonl'), tmp_path, device='cpu')
+    row = json.loads((tmp_path/'r.jsonl').read_text())
+    assert row['key'] == short('random').key and row['cfg']['recipe']['epochs'] == 4
+    assert {'device', 'dtype', 'torch', 'torchvision', 'python', 'pca_nb', 'seconds', 'image_bytes', 'label_bytes', 'best_top1', 'best_epoch'} <= set(row)
+    assert row['images'] == 20 and row['best_top1'] >= row['top1'] or row['best_epoch'] == 3

@@ -1,0 +1,73 @@
+"The main job from a shell, on folders as people have them."
+import csv
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pca_nb.data import load_data, to_parquet
+
+PCA_NB = str(Path(sys.executable).parent/'pca-nb')
+
+
+def sh(*args, env, ok=True):
+    r = subprocess.run([PCA_NB, *map(str, args)], capture_output=True, text=True, env=env)
+    assert (r.returncode == 0) == ok, r.stdout + r.stderr
+    return r.stdout if ok else r.stderr
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+    "Two classes of photographs of any size: bright top or bright bottom, 24 to train and 10 to test"
+    root, rng = tmp_path_factory.mktemp('photos'), np.random.default_rng(0)
+    for split, n in (('train', 24), ('test', 10)):
+        for c in ('sky', 'snow'):
+            (root/split/c).mkdir(parents=True)
+            for i in range(n):
+                h, w = rng.integers(20, 60, 2)
+                a = rng.integers(0, 90, (h, w, 3))
+                a[:h // 2] += 120 if c == 'sky' else 0
+                a[h // 2:] += 120 if c == 'snow' else 0
+                Image.fromarray(a.astype(np.uint8)).save(root/split/c/f'{i:02d}.{"png" if i % 2 else "jpg"}')
+    return root
+
+
+@pytest.mark.parametrize('method, grid', [('pca', 2), ('random', 1)])
+def test_compress_then_evaluate(folders, tmp_path, clean_env, method, grid):
+    out = sh('compress', folders/'train', '--method', method, '--ipc', 3, '--out', tmp_path/'small', '--epochs', 3, '--device', 'cpu', env=clean_env)
+    s = load_data(tmp_path/'small')
+    assert s.grid == grid and s.counts.tolist() == [3, 3] and 'bytes' in out and f'chosen: {6 * grid**2} of 48' in out
+    chosen = list(csv.DictReader((tmp_path/'small'/'chosen.csv').open()))
+    assert len(chosen) == 6 * grid**2 and all((folders/'train'/r['source']).exists() and r['source'].startswith(r['class']) for r in chosen)
+    assert all((tmp_path/'small'/r['stored']).exists() for r in chosen)
+    out = sh('evaluate', tmp_path/'small', '--test', folders/'test', '--seeds', 2, '--epochs', 12, '--device', 'cpu', env=clean_env)
+    assert f'patches {"extract" if grid == 2 else "none"}' in out
+    assert float(re.search(r'top-1 ([\d.]+) ± [\d.]+ % \(n=2\)', out)[1]) > 60   # chance is 50
+
+
+def test_parquet_in_and_out(folders, tmp_path, clean_env):
+    for split in ('train', 'test'):
+        to_parquet(load_data(folders/split, size=24), tmp_path/f'{split}.parquet', 'webp')
+    out = sh('compress', tmp_path/'train.parquet', '--method', 'el2n-easyB', '--ipc', 2, '--out', tmp_path/'small', '--epochs', 2, '--format', 'jpeg', env=clean_env)
+    assert 'as jpeg' in out and load_data(tmp_path/'small').size == (24, 24)
+    assert 'top-1' in sh('evaluate', tmp_path/'small', '--test', tmp_path/'test.parquet', '--seeds', 1, '--epochs', 2, env=clean_env)
+
+
+def test_score_then_compress(folders, tmp_path, clean_env):
+    out = sh('score', folders/'train', '--out', tmp_path/'s.npz', '--epochs', 2, env=clean_env)
+    assert 'forgetting-inf' in out
+    sh('compress', folders/'train', '--method', 'aum-easyB', '--ipc', 2, '--scores', tmp_path/'s.npz', '--out', tmp_path/'small', env=clean_env)
+    assert len(load_data(tmp_path/'small')) == 4
+
+
+def test_bench_on_a_folder_then_report(folders, tmp_path, clean_env):
+    args = ('bench', folders/'train', '--test', folders/'test', '--methods', 'random', '--ipc', '1', '--seeds', 1, '--size', 16, '--home', tmp_path, '--workers', 1)
+    out = sh(*args, env=clean_env)
+    assert '1 to make' in out and '0 to make' in sh(*args, env=clean_env)
+    sh('report', tmp_path/'bench.jsonl', '--out', tmp_path/'r.html', env=clean_env)
+    page = (tmp_path/'r.html').read_text()
+    assert '<table' in page and 'data:image/png;base64' in page and not re.findall(r'(?:src|href)="(?!data:)', page)
