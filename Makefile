@@ -17,7 +17,7 @@ test: .venv/ok            ## every notebook and every test
 	$(V)/python -m pytest
 
 lab: .venv/ok             ## JupyterLab on the notebooks
-	$(V)/jupyter lab --ip=127.0.0.1 nbs
+	$(V)/jupyter lab --ip=127.0.0.1 --allow-root nbs
 
 export: .venv/ok          ## notebooks -> pca_nb/
 	$(V)/nbdev_export

@@ -7,9 +7,9 @@ __all__ = ['MIXES', 'PATCHES', 'resize_weights', 'crop_resize', 'draw_crops', 'c
            'shuffle_cells', 'Mix', 'draw_mix', 'apply_mix', 'draw_mosaic', 'mosaic', 'Augment', 'View', 'draw_view',
            'normalise', 'apply_view']
 
-# %% ../nbs/03_augment.ipynb #a9cd481e
+# %% ../nbs/03_augment.ipynb #5fafbc61
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -108,7 +108,7 @@ def shuffle_cells(
     cells = cells.gather(1, order[:,:,None,None,None].expand_as(cells))
     return cells.view(B,f,f,C,H//f,W//f).permute(0,3,1,4,2,5).reshape(B,C,H,W)
 
-# %% ../nbs/03_augment.ipynb #b21d7e06
+# %% ../nbs/03_augment.ipynb #74002786
 MIXES = ('none','cutmix','mixup','cutout')
 
 @dataclass
@@ -126,6 +126,7 @@ def _clipped_boxes(h, w, size, u):
     t,l = (y-half(h)).clamp(0,H), (x-half(w)).clamp(0,W)
     return torch.stack([t, l, (y+half(h)).clamp(0,H)-t, (x+half(w)).clamp(0,W)-l], 1)
 
+# %% ../nbs/03_augment.ipynb #16a58775
 def draw_mix(
     n:int,              # images in the batch
     kind:str,           # one of `MIXES`
@@ -149,6 +150,7 @@ def draw_mix(
     lam = torch.where(on, lam, 1.)
     return Mix(kind, partner, lam.expand(n), box.expand(n,4))
 
+# %% ../nbs/03_augment.ipynb #5824f794
 def apply_mix(
     x:Tensor, # (B,3,H,W) float, normalised
     mix:Mix,  # from `draw_mix`

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['SEEN', 'METHODS', 'PROTOCOLS', 'N_TRAIN', 'DEMO', 'Method', 'pruned', 'make_pca', 'make_tiles', 'Protocol',
            'protocol_of', 'RunCfg', 'run_cfg', 'scoring_cfg', 'make_set', 'run_one', 'Rows', 'run_grid', 'check_cfg',
-           'pool', 'summary', 'welch', 'compare', 'verdicts', 'pretty', 'demo_grid']
+           'recorded', 'pool', 'summary', 'welch', 'compare', 'verdicts', 'pretty', 'demo_grid']
 
-# %% ../nbs/12_bench.ipynb #b113e119
+# %% ../nbs/12_bench.ipynb #06092cd4
 import hashlib, json, multiprocessing, os, time
 from concurrent.futures import Executor, ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache, partial
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Callable
 
@@ -25,9 +25,9 @@ from .models import MODELS, make_model
 from .pca import pca
 from .prune import PRUNERS, check_budget, random_balanced
 from .scores import SCORES, ScoreCfg, record, score
-from .train import HARD, RECIPES, Recipe, evaluate, scaled, train
+from .train import RECIPES, Recipe, scaled, train
 
-# %% ../nbs/12_bench.ipynb #3fba6ceb
+# %% ../nbs/12_bench.ipynb #7b40f2c8
 @dataclass(frozen=True)
 class Method:
     "One line of the benchmark."
@@ -40,7 +40,9 @@ def pruned(rule:str) -> Callable:
     "The method that keeps what a rule of `PRUNERS` says."
     return lambda full, ipc, scores, g, tiling: full[PRUNERS[rule](scores, full.labels, full.classes, ipc, g)]
 
-def make_pca(full, ipc, scores, g, tiling): return pca(full, ipc, scores, tiling, g)
+def make_pca(full, ipc, scores, g, tiling):
+    "PCA in the shape of a method."
+    return pca(full, ipc, scores, tiling, g)
 
 def make_tiles(full, ipc, scores, g, tiling):
     "Composites of random images: combine without prune."
@@ -80,7 +82,7 @@ def protocol_of(
     "The fixed protocol of a data set; by size for those without one: ConvNet-3 up to 64 px, ResNet-18 above."
     return PROTOCOLS.get(data) or Protocol('convnet2-w32' if size<=16 else 'convnet3-bn' if size<=64 else 'resnet18')
 
-# %% ../nbs/12_bench.ipynb #db694a15
+# %% ../nbs/12_bench.ipynb #3e78e7db
 @dataclass(frozen=True)
 class RunCfg:
     "One training run. Every field is part of its identity; paths, devices and worker counts are not fields."
@@ -120,6 +122,7 @@ def run_cfg(
                   replace(scaled(lookup(RECIPES, recipe, 'recipe'), ipc*n_classes, **scale), augment=replace(p.views, patches=m.patches)),
                   tiling, scoring_cfg(data, size, n_full, m.score, arch) if m.score else None)
 
+# %% ../nbs/12_bench.ipynb #33c11d3a
 def scoring_cfg(
     data:str,    # a key of `DATASETS`, or a name for other images
     size:int,    # pixels
@@ -206,7 +209,7 @@ class Rows:
 
 def _knobs(cfg): return dict(optimizer=cfg['recipe']['optimizer'], patches=cfg['recipe']['augment']['patches'], **cfg['tiling'])
 
-# %% ../nbs/12_bench.ipynb #3d09c142
+# %% ../nbs/12_bench.ipynb #19afc19d
 def run_grid(
     cfgs,                 # `RunCfg`s
     rows:Rows,            # where rows are kept
@@ -219,12 +222,13 @@ def run_grid(
     home, todo = Path(home or runs_home()), rows.missing(cfgs)
     check_writable(rows.path)
     for c in todo: check_cfg(c, sources)
-    for c in {_score_file(c, home):c for c in todo if c.scoring}.values(): _dynamics(c, home, sources, device)
+    for c in {_score_file(c, home):c for c in todo if c.scoring}.values(): recorded(c, home, sources, device)
     job = partial(_make_row, path=rows.path, home=home, sources=sources, device=device)
     done = executor.map(job, todo) if executor else map(job, todo)
     for _ in progress(done, 'rows', len(todo)): pass
     return rows.frame(cfgs)
 
+# %% ../nbs/12_bench.ipynb #f58c46ad
 def check_cfg(cfg, sources={}):
     "Refuse what cannot work before anything is trained."
     full = _sets(cfg, sources)[0]
@@ -239,14 +243,19 @@ def _sets(cfg, sources):
 
 def _score_file(cfg, home): return home/'scores'/f'{cfg.data}-{config_key(dict(data=cfg.data, size=cfg.size, scoring=plain(cfg.scoring)))}.npz'
 
-def _dynamics(cfg, home, sources, device=None):
-    if cfg.scoring is None: return None
-    return record(_sets(cfg, sources)[0], cfg.scoring, _score_file(cfg, home), device)
+def recorded(
+    cfg:RunCfg,     # a run; `None` is answered if its method ranks by nothing
+    home=None,      # folder of the grid; `None`: `runs_home`
+    sources:dict={},# as in `run_grid`
+    device=None,    # `None`: `pick_device`
+):                  # `Dynamics` or `None`
+    "The scores a run ranks by, recorded now or read back."
+    return cfg.scoring and record(_sets(cfg, sources)[0], cfg.scoring, _score_file(cfg, Path(home or runs_home())), device)
 
 def _make_row(cfg, path, home, sources, device):
     ckpt = home/'ckpt'/f'{cfg.key}.pt'
     rows = Rows(path)
-    if cfg not in rows: rows.add(run_one(cfg, *_sets(cfg, sources), _dynamics(cfg, home, sources, device), device, ckpt=ckpt))
+    if cfg not in rows: rows.add(run_one(cfg, *_sets(cfg, sources), recorded(cfg, home, sources, device), device, ckpt=ckpt))
     ckpt.unlink(missing_ok=True)
 
 def pool(
@@ -259,7 +268,7 @@ def _start_worker():
     torch.set_num_threads(1)
     os.environ['PCA_NB_QUIET'] = '1' # the grid's own bar is enough
 
-# %% ../nbs/12_bench.ipynb #0c9c0f07
+# %% ../nbs/12_bench.ipynb #0b850cf8
 def summary(
     frame:pd.DataFrame,  # `Rows.frame`: a row a run
     by=('method','ipc'), # what makes a cell of the table
@@ -274,16 +283,18 @@ def summary(
         rows.append(dict(zip(by, k), mean=v.mean(), std=v.std(ddof=1) if len(v)>1 else np.nan, n=len(v)) | welch(v, ref if k[at]!=base else None))
     return pd.DataFrame(rows)
 
+# %% ../nbs/12_bench.ipynb #b91bdeb6
 def welch(
     a,    # numbers of one group
     b,    # numbers of the other, or `None`
 ) -> dict:# delta = mean(a)-mean(b), and its 95 % interval lo, hi
     "Difference of two means with Welch's interval."
-    from scipy.stats import ttest_ind
+    from scipy.stats import t
     if b is None or min(len(a), len(b))<2: return dict(delta=np.nan if b is None else np.mean(a)-np.mean(b), lo=np.nan, hi=np.nan)
-    if np.std(a)==np.std(b)==0: return dict(delta=np.mean(a)-np.mean(b), lo=np.mean(a)-np.mean(b), hi=np.mean(a)-np.mean(b))
-    ci = ttest_ind(a, b, equal_var=False).confidence_interval(.95)
-    return dict(delta=np.mean(a)-np.mean(b), lo=ci.low, hi=ci.high)
+    delta, (va,vb) = np.mean(a)-np.mean(b), (np.var(v, ddof=1)/len(v) for v in (a,b))
+    if va+vb==0: return dict(delta=delta, lo=delta, hi=delta)
+    half = t.ppf(.975, (va+vb)**2/(va**2/(len(a)-1)+vb**2/(len(b)-1)))*(va+vb)**.5 # Welch–Satterthwaite degrees of freedom
+    return dict(delta=delta, lo=delta-half, hi=delta+half)
 
 def compare(
     frame:pd.DataFrame, # `Rows.frame`
@@ -295,6 +306,7 @@ def compare(
     rows = [dict(claim=f'{better} > {worse}', ipc=i) | welch(at(better, i), at(worse, i)) for i in sorted(frame.ipc.unique()) if len(at(better, i)) and len(at(worse, i))]
     return pd.DataFrame([r|dict(verdict='holds' if r['lo']>0 else 'fails' if r['hi']<0 else 'open') for r in rows])
 
+# %% ../nbs/12_bench.ipynb #973db14d
 def verdicts(
     frame:pd.DataFrame, # `Rows.frame`
     pairs,              # (number of the claim, better, worse), several

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-# %% ../nbs/17_cli.ipynb #320151c6
+# %% ../nbs/17_cli.ipynb #483ce62f
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode='markdown', pretty_exceptions_enable=False,
                   help="Prune, combine, augment: small image sets that train well on hard labels.")
 say = Console(width=None if sys.stdout.isatty() else 140, highlight=False, soft_wrap=True)
@@ -31,11 +31,11 @@ def main():
     "Run a command; what the user can mend is said in one line."
     try: app()
     except (ValueError, KeyError, OSError, FloatingPointError) as e:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]pca-nb:[/red] ", end='')
+        Console(stderr=True, highlight=False, soft_wrap=True).print("[red]pca-nb:[/red] ", end='')
         print(e.args[0] if isinstance(e, KeyError) else e.args[1] if isinstance(e, OSError) and len(e.args)>1 else e, file=sys.stderr)
         sys.exit(2)
 
-# %% ../nbs/17_cli.ipynb #0e442fa5
+# %% ../nbs/17_cli.ipynb #2b15d737
 Home = A[Path, typer.Option(help="Folder for rows, scores and checkpoints.", envvar='PCA_NB_HOME')]
 Workers = A[int, typer.Option(help="Processes, one thread each; 0 = one a core. On a GPU a few still help for small networks.")]
 Seeds = A[int, typer.Option(min=1, help="Runs a cell, seeds 0, 1, …")]
@@ -53,16 +53,16 @@ def demo(
     home:Home=Path('_runs'), seeds:Seeds=3, workers:Workers=0,
 ):
     "The main job on the embedded digits: random, pruning, CCS and PCA with hard labels, as a table and an HTML report."
-    from pca_nb.bench import Rows, demo_grid, pretty, summary, _dynamics
+    from pca_nb.bench import Rows, demo_grid, pretty, recorded, summary
     from pca_nb.data import load_data
     from pca_nb.report import write_report
     cfgs, rows = demo_grid(seeds), Rows(home/'demo.jsonl')
     frame = _grid(cfgs, rows, home, workers)
     show(pretty(summary(frame)), f'digits, hard labels, {seeds} seeds: top-1 on 600 test images')
-    page = write_report(frame, home/'demo.html', load_data('digits'), _dynamics(cfgs[-1], home, {}), 'pca_nb demo: handwritten digits, hard labels')
+    page = write_report(frame, home/'demo.html', load_data('digits'), recorded(next(c for c in cfgs if c.method=='ccs'), home), 'pca_nb demo: handwritten digits, hard labels')
     say.print(f"report: {page.resolve()}")
 
-# %% ../nbs/17_cli.ipynb #ad6f0408
+# %% ../nbs/17_cli.ipynb #1dc6afae
 Data = A[str, typer.Argument(help="A folder with one sub-folder a class, a parquet file with images and labels, or a known data set (digits, cifar10, …).")]
 Size = A[int, typer.Option(min=0, help="Working size in pixels; 0 = the images' median shortest side, at most 224.")]
 Arch = A[str, typer.Option(help="Network; empty = ConvNet-3 up to 64 px, ResNet-18 above.")]
@@ -88,6 +88,7 @@ def compress(
     method:A[str, typer.Option(help="pca, random, ccs, el2n-easyB, aum-easyB, forgetting-easyB, …; a wrong name lists all.")]='pca',
     ipc:A[int, typer.Option(min=1, help="Images to store a class.")]=10,
     factor:A[int, typer.Option(min=1, help="PCA: f, tiles f×f whole images into one.")]=2,
+    shrink:A[str, typer.Option(help="PCA: antialias (the usual resize) or fit (its enlargement is nearest to the original).")]='',
     size:Size=0, seed:int=0, arch:Arch='', device:Device=None,
     epochs:A[int, typer.Option(min=1, help="Epochs of the scoring schedule.")]=60,
     scores:A[Optional[Path], typer.Option(help="Scores from `pca-nb score`, or a published imagenet-data-score.pt; recorded now if absent.")]=None,
@@ -108,11 +109,12 @@ def compress(
     full = _load(data, size)
     class_folders(full)
     f = factor if m.factor>1 else 1
+    tiling = Tiling(f, shrink or protocol_of(full.name, full.size[0]).shrink)
     check_budget(full.labels, full.classes, ipc*f*f, f'{method} with ipc={ipc} and factor={f}' if f>1 else '')
     say.print(f"full set: {full!r}")
     stop = 10 if m.score.startswith('el2n') else 0 # EL2N needs the first ten epochs only
     values = score(_dynamics_of(full, scores, _scoring(full, arch, epochs, stop, seed), device), m.score) if m.score else torch.zeros(len(full))
-    small = m.make(full, ipc, values, generator(seed, 'subset'), Tiling(f, protocol_of(full.name, full.size[0]).shrink))
+    small = m.make(full, ipc, values, generator(seed, 'subset'), tiling)
     to_folder(small, out, format)
     _write_choice(small, full, values, out/'chosen.csv', format)
     show(bytes_on_disk(small), 'bytes, measured by writing the set in each format')
@@ -121,6 +123,7 @@ def compress(
     say.print(f"chosen: {kept} of {len(full)} images ({100*kept/len(full):.1f} %), listed by class, cell and score in {out/'chosen.csv'}")
     say.print(f"class folders for other tools: {out/'images'}\nnext: pca-nb evaluate {out} --test TEST_FOLDER --seeds 3")
 
+# %% ../nbs/17_cli.ipynb #48fa04b8
 def _dynamics_of(full, path, cfg, device):
     "Scores from a file of ours, a published file, or a run made now."
     from pca_nb.scores import read_dynamics, read_published, record
@@ -171,7 +174,7 @@ def evaluate(
     show(rows.round(2).assign(seed=range(seeds)).set_index('seed'), 'last epoch')
     say.print(f"top-1 {rows.top1.mean():.2f} ± {rows.top1.std(ddof=1) if seeds>1 else float('nan'):.2f} % (n={seeds}), chance {100/s.n_classes:.1f} %")
 
-# %% ../nbs/17_cli.ipynb #c98df469
+# %% ../nbs/17_cli.ipynb #f847885d
 @app.command(name='score')
 def score_(
     data:Data,
@@ -192,6 +195,7 @@ def score_(
     show(table, f'{len(dyn)} images, {dyn.epochs} epochs; larger = harder')
     say.print(f"scores: {out.resolve()}")
 
+# %% ../nbs/17_cli.ipynb #41717f7b
 def _list(text): return [t.strip() for t in text.split(',') if t.strip()]
 
 @app.command()
@@ -221,6 +225,7 @@ def bench(
     show(pretty(summary(frame)), f'{name}, hard labels, {recipe}, {cfgs[0].arch} at {cfgs[0].size} px')
     say.print(f"rows: {store.path.resolve()}")
 
+# %% ../nbs/17_cli.ipynb #9e73d807
 def _fingerprint(full):
     "A name for images that have none: a hash of pixels and labels."
     import hashlib
@@ -233,15 +238,20 @@ def report(
     rows:A[Path, typer.Argument(help="JSON-lines file of rows, from `bench` or `demo`.")],
     out:A[Path, typer.Option(help="HTML file to write.")]=Path('_runs/report.html'),
     data:A[str, typer.Option(help="Only rows of this data set; its images are shown if it is a known one.")]='',
+    scores:A[Optional[Path], typer.Option(help="Scores from `pca-nb score` (all epochs): adds their histogram and the chosen images.")]=None,
 ):
     "A self-contained HTML page from stored rows."
     from pca_nb.bench import Rows
     from pca_nb.data import DATASETS, load_data
     from pca_nb.report import write_report
+    from pca_nb.scores import read_dynamics
     if not rows.exists(): raise ValueError(f"no rows at {rows}: run `pca-nb bench` or `pca-nb demo` first")
     frame = Rows(rows).frame()
     if data and len(frame): frame = frame[frame.data==data]
     if not len(frame): raise ValueError(f"{rows} holds no rows{f' of {data}' if data else ''}: run `pca-nb bench` first")
     if frame.data.nunique()>1: raise ValueError(f"{rows} holds rows of {', '.join(frame.data.unique())}: choose one with --data")
     name = frame.data.iloc[0]
-    say.print(f"report: {write_report(frame, out, load_data(name, size=int(frame.iloc[0].get('size', 0)) or None) if name in DATASETS else None, title=f'pca_nb: {name}, hard labels').resolve()}")
+    full = load_data(name) if name in DATASETS else None
+    if scores and full is None: raise ValueError(f"{name} is not a known data set, so --scores has no images to show: leave it out")
+    page = write_report(frame, out, full, scores and read_dynamics(scores, len(full)), f'pca_nb: {name}, hard labels')
+    say.print(f"report: {page.resolve()}")

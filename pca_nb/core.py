@@ -6,9 +6,9 @@
 __all__ = ['generator', 'plain', 'config_key', 'lookup', 'check_writable', 'atomic_write', 'pick_device', 'pick_dtype', 'machine',
            'data_home', 'runs_home', 'progress']
 
-# %% ../nbs/00_core.ipynb #e04a0b5a
+# %% ../nbs/00_core.ipynb #3751e96c
 import hashlib, json, os, platform, sys, tempfile
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Callable, Iterable
 

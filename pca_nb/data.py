@@ -9,10 +9,10 @@ __all__ = ['IMAGENET_STATS', 'RESIDENT', 'IMAGE_COLUMNS', 'LABEL_COLUMNS', 'MANI
            'to_folder', 'check_new', 'to_parquet', 'save', 'read_npz', 'bytes_on_disk', 'DataInfo', 'load_data',
            'match_classes']
 
-# %% ../nbs/01_data.ipynb #3567b7c1
+# %% ../nbs/01_data.ipynb #d3715796
 import io, json, math, os, shutil, tempfile, zipfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -222,7 +222,7 @@ def read_folder(
     images = _hold(files, size or natural_size(files), zoom, resident, f'reading {Path(root).name}')
     return ImageSet(images, labels, classes, name=Path(root).name, files=tuple(os.path.relpath(f, root) for f in files))
 
-# %% ../nbs/01_data.ipynb #13476254
+# %% ../nbs/01_data.ipynb #9cfd17d4
 IMAGE_COLUMNS, LABEL_COLUMNS = ('image','img','png','jpg'), ('label','labels','class_id','fine_label','target')
 
 def read_parquet(
@@ -253,6 +253,7 @@ def read_parquet(
     names = tuple((c.get('path') if isinstance(c, dict) else None) or f'row {i}' for i,c in enumerate(cells))
     return ImageSet(images, labels, classes, index, ours.get('grid', 1), ours.get('name', path.stem), _stats(ours), names)
 
+# %% ../nbs/01_data.ipynb #a5db4a30
 def _column(path, table, asked, known):
     for c in ([asked] if asked else known):
         if c in table.column_names: return c
@@ -269,7 +270,7 @@ def _hf_names(meta, label):
 
 def _stats(meta): return tuple(map(tuple, meta['stats'])) if 'stats' in meta else IMAGENET_STATS
 
-# %% ../nbs/01_data.ipynb #b7246b88
+# %% ../nbs/01_data.ipynb #a942ea9c
 MANIFEST, IMAGES = 'pca_nb.json', 'images'
 ENCODERS = dict(png=dict(format='PNG', optimize=False), jpeg=dict(format='JPEG', quality=75), webp=dict(format='WEBP', quality=75))
 
@@ -290,6 +291,7 @@ def encode_set(
     lookup(ENCODERS, fmt, 'image format')
     with ThreadPoolExecutor(os.cpu_count()) as pool: return list(pool.map(lambda i: encode(s.images[i:i+1][0], fmt), range(len(s))))
 
+# %% ../nbs/01_data.ipynb #5bf4728b
 def _meta(s): return dict(classes=s.classes, grid=s.grid, name=s.name, stats=s.stats)
 
 def class_folders(s:ImageSet) -> list: # C folder names
@@ -320,6 +322,7 @@ def to_folder(
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return path
 
+# %% ../nbs/01_data.ipynb #4a1a19ba
 def check_new(path) -> Path:
     "A folder that can be written and holds nothing yet, checked before any work."
     path = Path(path)
@@ -385,7 +388,7 @@ def bytes_on_disk(
     out = pd.DataFrame(rows, index=['images','labels']).T
     return out.assign(**{'bytes an image':(out.sum(axis=1)/len(s)).round(1)})
 
-# %% ../nbs/01_data.ipynb #d6300aa3
+# %% ../nbs/01_data.ipynb #b1ba6686
 @dataclass(frozen=True)
 class DataInfo:
     "What is known of a data set."
@@ -406,6 +409,7 @@ def _arrays(images, labels, classes, size):
     images = images[:,None].expand(-1,3,-1,-1) if images.ndim==3 else images.permute(0,3,1,2)
     return ImageSet(_resize(images.contiguous(), size), torch.as_tensor(labels), classes)
 
+# %% ../nbs/01_data.ipynb #3f8b30f9
 def _digits(split, size, zoom):
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -432,9 +436,10 @@ def _fashion(split, size, zoom):
     read = lambda kind,skip: np.frombuffer(gzip.open(DEBIAN/f'{stem}-{kind}-ubyte.gz').read(), np.uint8, offset=skip)
     return _arrays(read('images-idx3', 16).reshape(-1,28,28), read('labels-idx1', 8).astype(np.int64), FASHION, size)
 
+# %% ../nbs/01_data.ipynb #ee67d031
 def _imagenette(split, size, zoom):
     import torchvision.datasets as D
-    d = D.Imagenette(data_home(), split=dict(train='train', test='val')[split], size='160px', download=True)
+    D.Imagenette(data_home(), split=dict(train='train', test='val')[split], size='160px', download=True)
     return read_folder(data_home()/'imagenette2-160'/dict(train='train', test='val')[split], size, zoom)
 
 def _tiny(split, size, zoom):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['IPCS', 'PAPER', 'CLAIMS', 'paper_values', 'beside']
 
-# %% ../nbs/14_paper.ipynb #aa27681d
-import numpy as np, pandas as pd
+# %% ../nbs/14_paper.ipynb #a2b392b7
+import pandas as pd
 
 # %% ../nbs/14_paper.ipynb #1dd50b83
 IPCS = (10, 50, 100)

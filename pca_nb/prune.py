@@ -6,10 +6,9 @@
 __all__ = ['PRUNERS', 'by_difficulty', 'check_budget', 'first_of_each', 'take', 'check_scores', 'water_fill', 'ccs',
            'random_balanced']
 
-# %% ../nbs/07_prune.ipynb #451f18b5
+# %% ../nbs/07_prune.ipynb #b8cd50b7
 import torch
 from torch import Tensor
-from .core import lookup
 
 # %% ../nbs/07_prune.ipynb #658f8700
 def by_difficulty(
@@ -21,7 +20,7 @@ def by_difficulty(
     mix = torch.randperm(len(scores), generator=g)
     return mix[scores[mix].argsort(stable=True)]
 
-# %% ../nbs/07_prune.ipynb #b4b299e8
+# %% ../nbs/07_prune.ipynb #5a58fd73
 def check_budget(
     labels:Tensor,     # (N,) int64
     classes,           # C names
@@ -63,6 +62,7 @@ def take(
     return first_of_each(order, labels, ipc) if balanced else order[:ipc*len(classes)]
 
 def check_scores(scores, labels):
+    "A ValueError if scores and labels are not of the same images."
     if len(scores)!=len(labels): raise ValueError(f"{len(scores):,} scores for {len(labels):,} images: scores and images must come from the same set")
 
 # %% ../nbs/07_prune.ipynb #35275ccf

@@ -60,19 +60,20 @@ def ends(
     idx = [at(c, h) for h in (False,True) for c in classes]
     return show_images(full.images[torch.tensor(idx)], [f'{scores[i]:.1f}' for i in idx], cols=len(classes), rows=['easiest','hardest'])
 
-# %% ../nbs/16_report.ipynb #f9033e2f
+# %% ../nbs/16_report.ipynb #b2caf166
 def write_report(
     frame:pd.DataFrame,    # `Rows.frame` of one data set and protocol
     path,                  # the .html file
     full:ImageSet|None=None, # the full set: adds pictures and bytes
-    dynamics=None,         # recorded scores: adds their histogram and both ends
+    dynamics=None,         # scores recorded over all epochs: adds their histogram, both ends, and the sets of methods that rank
     title:str='pca_nb: hard labels', # heading
 ) -> Path:
     "A self-contained HTML page of a finished grid."
     if not len(frame): raise ValueError("no rows to report: run the grid first, or name the rows' file")
     t = summary(frame)
     data, arch = ', '.join(frame.data.unique()), ', '.join(frame.arch.unique())
-    head = f'{data}; {arch}; {t.n.min()} to {t.n.max()} seeds a cell; last epoch; hard labels'
+    seeds = ' to '.join(dict.fromkeys(map(str, (t.n.min(), t.n.max()))))
+    head = f'{data}; {arch}; {seeds} seeds a cell; last epoch; hard labels'
     parts = [f'<p>{html.escape(head)}. Scale: smaller data than the paper, its protocol scaled as described in <code>scaled</code>.</p>',
              '<h2>Accuracy</h2>', frame_html(pretty(t), 'Top-1 accuracy, mean ± standard deviation over seeds (n), and the difference to random with its 95 % interval (Welch).'),
              figure_html(plot_methods(t, head), 'The same; the dashed line is random.')]

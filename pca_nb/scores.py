@@ -6,9 +6,9 @@
 __all__ = ['SUMS', 'SCORES', 'Recorder', 'Dynamics', 'score', 'ScoreCfg', 'record', 'read_dynamics', 'check_length',
            'read_published']
 
-# %% ../nbs/06_scores.ipynb #6d4ad357
-import io, json, math, pickle, zipfile
-from dataclasses import dataclass, replace
+# %% ../nbs/06_scores.ipynb #52516c4e
+import io, json, pickle, zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np, torch, torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor
 from .core import atomic_write, lookup, pick_device, plain
 from .data import ImageSet
 from .models import make_model
-from .train import Callback, RECIPES, Recipe, scaled, train
+from .train import Callback, RECIPES, Recipe, train
 
 # %% ../nbs/06_scores.ipynb #b011a9ec
 SUMS = ('el2n','forgotten','margin','logit_margin','correct','entropy')
@@ -79,7 +79,7 @@ def score(
     "One difficulty an image."
     return lookup(dynamics, name, 'score of this file') if isinstance(dynamics, dict) else lookup(SCORES, name, 'score')(dynamics)
 
-# %% ../nbs/06_scores.ipynb #5926ddc8
+# %% ../nbs/06_scores.ipynb #a308623d
 @dataclass(frozen=True)
 class ScoreCfg:
     "The run that scores come from."
@@ -121,6 +121,7 @@ def read_dynamics(
     return Dynamics(sums, int(a['epochs']), int(a['el2n_epochs']), json.loads(str(a['meta'])))
 
 def check_length(path, have, n):
+    "A ValueError if a file scores another number of images than the set has."
     if n is not None and have!=n: raise ValueError(f"{path} scores {have:,} images, but the set has {n:,}: scores and images must come from the same set")
 
 # %% ../nbs/06_scores.ipynb #b7e8469f

@@ -6,9 +6,9 @@
 __all__ = ['SCHEDULES', 'OPTIMIZERS', 'HARD', 'SGD', 'EXTRACT', 'RECIPES', 'Recipe', 'scaled', 'evaluate', 'Callback',
            'param_groups', 'batch_loss', 'train']
 
-# %% ../nbs/05_train.ipynb #a35f1246
+# %% ../nbs/05_train.ipynb #8ac95dbc
 import math, time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd, torch, torch.nn.functional as F
@@ -140,7 +140,7 @@ def batch_loss(logits, labels, view, recipe):
     if view.mix is None or not recipe.augment.mix_labels: return ce(labels).mean()
     return (view.mix.lam*ce(labels)+(1-view.mix.lam)*ce(labels[view.mix.partner])).mean()
 
-# %% ../nbs/05_train.ipynb #3f3f082f
+# %% ../nbs/05_train.ipynb #57d390aa
 def train(
     model:nn.Module,      # trained in place, moved to `device`
     data:ImageSet,        # what it learns from
@@ -175,6 +175,7 @@ def train(
                 saved = time.monotonic()
     return pd.DataFrame([_floats(r) for r in log])
 
+# %% ../nbs/05_train.ipynb #4fe86506
 def _epoch(model, data, recipe, opt, seed, epoch, callbacks, dev, dtype):
     "One pass over the set; returns the mean loss as a tensor on the device."
     g, total = generator(seed, 'views', epoch, device=dev), torch.zeros((), device=dev)
@@ -194,11 +195,11 @@ def _epoch(model, data, recipe, opt, seed, epoch, callbacks, dev, dtype):
         for cb in callbacks: cb.after_batch(epoch, idx, logits.detach(), labels)
     return total/len(data)
 
-# %% ../nbs/05_train.ipynb #1eb897e1
+# %% ../nbs/05_train.ipynb #35e7e71a
 def _check_train(data, recipe):
     if not len(data): raise ValueError("the set is empty: nothing to train on")
     if (absent := [c for c,n in zip(data.classes, data.counts.tolist()) if not n]) and len(absent)>=data.n_classes-1:
-        raise ValueError(f"only one class has images: a classifier needs at least two")
+        raise ValueError("only one class has images: a classifier needs at least two")
     if recipe.augment.patches!='none' and data.grid==1: raise ValueError(f"patches={recipe.augment.patches!r}, but {data!r} has no cells: combine it first, or use patches='none'")
 
 def _check_loss(row):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['show_image', 'show_images', 'draw_box', 'plot_hist', 'plot_curves', 'plot_methods']
 
-# %% ../nbs/02_viz.ipynb #a887ecaa
-import matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns, torch
+# %% ../nbs/02_viz.ipynb #fde6a015
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns
 from matplotlib.patches import Rectangle
 from torch import Tensor
 

@@ -733,15 +733,15 @@ def test_damaged_checkpoint_is_named(content, full, tmp_path, refused):
 # ---- names and numbers ----
 NAMES = {  # command and option -> a wrong value, known names
     'compress --method': ('aumm-easyB', ('random', 'ccs', 'pca', 'el2n-easyB', 'tiles')),
-    'compress --format': ('gif', data.ENCODERS), 'bench --shrink': ('nearest', ('antialias', 'fit')),
-    'bench --methods': ('random,pcaa', bench.METHODS),
+    'compress --format': ('gif', data.ENCODERS), 'bench --methods': ('random,pcaa', bench.METHODS),
+    **{f'{c} --shrink': ('nearest', ('antialias', 'fit')) for c in ('compress', 'bench')},
     **{f'{c} --recipe': ('soft', train.RECIPES) for c in ('evaluate', 'bench')},
     **{f'{c} --arch': ('resnet9', MODELS) for c in ('compress', 'score', 'evaluate', 'bench')}}
 
 
 def misname(what, full, refused):
     (value, known), (name, option) = NAMES[what], what.split()
-    more = ('--methods', 'pca') if option == '--shrink' else ()
+    more = ('--methods', 'pca') if what == 'bench --shrink' else ()
     refused(name, full, *more, option, value, says=('unknown', repr(value.split(',')[-1]), *known))
 
 
@@ -922,15 +922,11 @@ def test_folder_is_complete_or_absent(room, name, good, many, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize('what', ['parquet', 'npz', 'scores'])
-def test_file_is_complete_or_as_before(what, many, tmp_path, monkeypatch):
-    "The disk fills in the middle of a file; an older file of that name stays as it was."
+def test_file_is_complete_or_as_before(what, many, tmp_path):
+    "The disk fills in the middle of a file: an older file of that name stays as it was."
     old = WRITERS[what](many, tmp_path)
     before = old.read_bytes()
-    def full(*a, **k):
-        next(Path(x) for x in a if isinstance(x, (str, Path))).write_bytes(b'half')
-        raise OSError(28, 'No space left on device')
-    for room, f in ((np, 'savez'), (np, 'savez_compressed'), (pq, 'write_table')): monkeypatch.setattr(room, f, full)
-    raises((old, 'No space left on device', 'free some space'), WRITERS[what], many, tmp_path, kind=OSError)
+    with largest_file(2500): raises((old, 'free some space'), WRITERS[what], many, tmp_path, kind=OSError)
     assert list(tmp_path.iterdir()) == [old] and old.read_bytes() == before
 
 
