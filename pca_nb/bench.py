@@ -171,7 +171,7 @@ def run_one(
                 set=hashlib.sha1(s.index.numpy().tobytes()).hexdigest()[:12], seconds=dict(make=round(t1-t0, 2), train=round(time.perf_counter()-t1, 2)),
                 **(machine(dev) | dict(pca_nb=__version__)), cfg=plain(cfg))
 
-# %% ../nbs/12_bench.ipynb #b764920e
+# %% ../nbs/12_bench.ipynb #6954c6cf
 class Rows:
     "Finished runs, one JSON line each, found by key."
     def __init__(self,
@@ -202,9 +202,9 @@ class Rows:
         except OSError as e: raise OSError(e.errno, f"row {row['key']} was not written to {self.path} ({e.strerror}): free some space and run again, finished rows are kept") from e
         finally: os.close(fd)
     def frame(self, cfgs=None) -> pd.DataFrame:
-        "Rows as a table; those of `cfgs` only, if given."
-        keep = None if cfgs is None else {c.key for c in cfgs}
-        rows = [r for r in self.all() if keep is None or r['key'] in keep]
+        "Rows as a table; those of `cfgs` only and in their order, if given."
+        rows = {r['key']:r for r in self.all()}
+        rows = list(rows.values()) if cfgs is None else [rows[k] for k in dict.fromkeys(c.key for c in cfgs) if k in rows]
         return pd.DataFrame([{k:v for k,v in r.items() if k!='cfg'}|_knobs(r['cfg']) for r in rows])
 
 def _knobs(cfg): return dict(optimizer=cfg['recipe']['optimizer'], patches=cfg['recipe']['augment']['patches'], **cfg['tiling'])

@@ -49,7 +49,7 @@ class Recorder(Callback):
     def state(self): return dict(sums=self.sums, was_right=self.was_right, epochs=self.epochs)
     def load(self, state): self.sums, self.was_right, self.epochs = state['sums'], state['was_right'], state['epochs']
 
-# %% ../nbs/06_scores.ipynb #c6c45ec0
+# %% ../nbs/06_scores.ipynb #22eb7945
 @dataclass
 class Dynamics:
     "The recorded sums of a run, and what they were recorded from."
@@ -58,6 +58,7 @@ class Dynamics:
     el2n_epochs:int # epochs in the EL2N sum
     meta:dict       # the configuration that made them
     def __len__(self): return len(self.sums['correct'])
+    def __repr__(self): return f"Dynamics({len(self)} images, {self.epochs} epochs of {self.meta.get('arch', 'an unnamed network')})"
     def save(self, path): return atomic_write(Path(path), lambda tmp: np.savez(tmp, **{k:v.numpy() for k,v in self.sums.items()},
                           epochs=self.epochs, el2n_epochs=self.el2n_epochs, meta=np.array(json.dumps(self.meta, sort_keys=True))))
 

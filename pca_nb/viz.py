@@ -51,7 +51,7 @@ def draw_box(
     ax.add_patch(Rectangle((l-.5,t-.5), w, h, fill=False, ec=color, lw=1.5, clip_on=False))
     return ax
 
-# %% ../nbs/02_viz.ipynb #67a9a399
+# %% ../nbs/02_viz.ipynb #002ebcc5
 def plot_hist(
     values:dict,    # name -> (N,) numbers
     xlabel:str,     # what the numbers are, with their unit
@@ -85,7 +85,7 @@ def plot_methods(
 ):                      # the figure
     "Top-1 of every method, a panel an IPC, bars of one standard deviation over seeds."
     ipcs = sorted(table.ipc.unique())
-    fig,axs = plt.subplots(1, len(ipcs), figsize=(3.2*len(ipcs), .5+.28*table.method.nunique()), squeeze=False, layout='constrained', sharey=True)
+    fig,axs = plt.subplots(1, len(ipcs), figsize=(3.2*len(ipcs), 1.2+.25*table.method.nunique()), squeeze=False, layout='constrained', sharey=True)
     order = list(dict.fromkeys(table.method))
     for ipc,ax in zip(ipcs, axs[0]):
         t = table[table.ipc==ipc].set_index('method').reindex(order)
