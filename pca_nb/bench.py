@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SEEN', 'METHODS', 'PROTOCOLS', 'N_TRAIN', 'DEMO', 'Method', 'pruned', 'make_pca', 'make_tiles', 'Protocol',
-           'protocol_of', 'RunCfg', 'run_cfg', 'scoring_cfg', 'make_set', 'run_one', 'Rows', 'run_grid', 'check_cfg',
+           'protocol_of', 'RunCfg', 'run_cfg', 'scoring_cfg', 'make_set', 'run_one', 'Rows', 'run_grid', 'check_method',
            'recorded', 'pool', 'summary', 'welch', 'compare', 'verdicts', 'pretty', 'demo_grid']
 
-# %% ../nbs/12_bench.ipynb #06092cd4
+# %% ../nbs/12_bench.ipynb #f62bb84f
 import hashlib, json, multiprocessing, os, time
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,13 +17,13 @@ from typing import Callable
 
 import numpy as np, pandas as pd, torch
 from . import __version__
-from .augment import Augment
+from .augment import Augment, cell_edges
 from .combine import Tiling, combine, deal
 from .core import check_writable, config_key, generator, lookup, machine, pick_device, plain, progress, runs_home
 from .data import DATASETS, ImageSet, encode_set, load_data, match_classes
 from .models import MODELS, make_model
 from .pca import pca
-from .prune import PRUNERS, check_budget, random_balanced
+from .prune import CCS_BETA, PRUNERS, check_budget, random_balanced
 from .scores import SCORES, ScoreCfg, record, score
 from .train import RECIPES, Recipe, scaled, train
 
@@ -137,7 +137,7 @@ def scoring_cfg(
 N_TRAIN = {'digits':1197, 'fashion-mnist':60_000, 'cifar10':50_000, 'cifar100':50_000, 'imagenette':9469, 'tinyimagenet':100_000,
            'tinyimagenet100':30_000, 'imagenet':1_281_167} # images in the training split
 
-# %% ../nbs/12_bench.ipynb #fb928213
+# %% ../nbs/12_bench.ipynb #a7aeabdc
 def make_set(
     cfg:RunCfg,     # the run
     full:ImageSet,  # the images to compress
@@ -165,13 +165,13 @@ def run_one(
     t1 = time.perf_counter()
     log = train(net, s, cfg.recipe, cfg.seed, test, device=dev, dtype=dtype, ckpt=ckpt, desc=f'{cfg.method} ipc{cfg.ipc} s{cfg.seed}')
     last, valid = log.iloc[-1], log.dropna(subset='top1')
-    return dict(key=cfg.key, data=cfg.data, method=cfg.method, ipc=cfg.ipc, seed=cfg.seed, arch=cfg.arch, top1=round(last.top1, 3), top5=round(last.top5, 3),
-                nll=round(last.nll, 4), per_class=last.per_class, best_top1=round(valid.top1.max(), 3), best_epoch=int(valid.epoch[valid.top1.idxmax()]),
-                loss=round(last.loss, 5), images=len(s), image_bytes=sum(map(len, encode_set(s, 'png'))), label_bytes=0, epochs=cfg.recipe.epochs,
+    return dict(key=cfg.key, data=cfg.data, method=cfg.method, ipc=cfg.ipc, seed=cfg.seed, arch=cfg.arch, top1=round(float(last.top1), 3), top5=round(float(last.top5), 3),
+                nll=round(float(last.nll), 4), per_class=last.per_class, best_top1=round(float(valid.top1.max()), 3), best_epoch=int(valid.epoch[valid.top1.idxmax()]),
+                loss=round(float(last.loss), 5), images=len(s), image_bytes=sum(map(len, encode_set(s, 'png'))), label_bytes=0, epochs=cfg.recipe.epochs,
                 set=hashlib.sha1(s.index.numpy().tobytes()).hexdigest()[:12], seconds=dict(make=round(t1-t0, 2), train=round(time.perf_counter()-t1, 2)),
                 **(machine(dev) | dict(pca_nb=__version__)), cfg=plain(cfg))
 
-# %% ../nbs/12_bench.ipynb #6954c6cf
+# %% ../nbs/12_bench.ipynb #f0d92a92
 class Rows:
     "Finished runs, one JSON line each, found by key."
     def __init__(self,
@@ -179,12 +179,13 @@ class Rows:
     ): self.path = Path(path)
     def all(self) -> list:
         "Every complete row, the first of each key."
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        if self.path.is_dir(): raise ValueError(f"{self.path} is a folder: name a file for the rows")
+        lines = self.path.read_text(errors='replace').splitlines() if self.path.exists() else []
         rows = {}
         for l in lines:
             try: r = json.loads(l)
             except ValueError: continue # a line that was torn while being written
-            rows.setdefault(r['key'], r)
+            if isinstance(r, dict) and 'key' in r: rows.setdefault(r['key'], r)
         return list(rows.values())
     def __contains__(self, cfg): return any(r['key']==cfg.key for r in self.all())
     def missing(self, cfgs) -> list:
@@ -197,7 +198,8 @@ class Rows:
         torn = self.path.exists() and self.path.stat().st_size and not self.path.read_bytes().endswith(b'\n')
         fd = os.open(self.path, os.O_WRONLY|os.O_CREAT|os.O_APPEND, 0o644)
         try:
-            os.write(fd, (('\n' if torn else '')+json.dumps(row)+'\n').encode())
+            todo = (('\n' if torn else '')+json.dumps(row)+'\n').encode()
+            while todo: todo = todo[os.write(fd, todo):] # a disk that fills up takes a part first, without an error
             os.fsync(fd)
         except OSError as e: raise OSError(e.errno, f"row {row['key']} was not written to {self.path} ({e.strerror}): free some space and run again, finished rows are kept") from e
         finally: os.close(fd)
@@ -209,7 +211,7 @@ class Rows:
 
 def _knobs(cfg): return dict(optimizer=cfg['recipe']['optimizer'], patches=cfg['recipe']['augment']['patches'], **cfg['tiling'])
 
-# %% ../nbs/12_bench.ipynb #19afc19d
+# %% ../nbs/12_bench.ipynb #3f4d2b94
 def run_grid(
     cfgs,                 # `RunCfg`s
     rows:Rows,            # where rows are kept
@@ -220,20 +222,30 @@ def run_grid(
 ) -> pd.DataFrame:        # `rows.frame(cfgs)`
     "Make the rows that are missing and read the others."
     home, todo = Path(home or runs_home()), rows.missing(cfgs)
-    check_writable(rows.path)
-    for c in todo: check_cfg(c, sources)
+    for p in (rows.path, home/'scores'/'x', home/'ckpt'/'x'): check_writable(p)
+    pick_device(device)
+    for c in todo: check_method(_sets(c, sources)[0], c.method, c.ipc, c.tiling.factor)
     for c in {_score_file(c, home):c for c in todo if c.scoring}.values(): recorded(c, home, sources, device)
     job = partial(_make_row, path=rows.path, home=home, sources=sources, device=device)
     done = executor.map(job, todo) if executor else map(job, todo)
     for _ in progress(done, 'rows', len(todo)): pass
     return rows.frame(cfgs)
 
-# %% ../nbs/12_bench.ipynb #f58c46ad
-def check_cfg(cfg, sources={}):
-    "Refuse what cannot work before anything is trained."
-    full = _sets(cfg, sources)[0]
-    need = cfg.ipc*cfg.tiling.factor**2
-    check_budget(full.labels, full.classes, need if not cfg.method.endswith(('-easy','-hard','-global')) else 1, f'{cfg.method} with ipc={cfg.ipc}')
+# %% ../nbs/12_bench.ipynb #af17c3ad
+def check_method(
+    full:ImageSet, # the images to compress
+    method:str,    # a key of `METHODS`
+    ipc:int,       # stored images a class
+    factor:int=1,  # cells along each axis
+):
+    "Refuse a method that cannot make its set of these images, before they are scored."
+    what = f'{method} with ipc={ipc}'+(f' and factor={factor}' if factor>1 else '')
+    if factor>1 and full.grid>1: raise ValueError(f"{full!r} is a set of composites: combine plain images")
+    cell_edges(min(full.size), factor)
+    free = method.endswith(('-easy','-hard','-global')) # these need a total, not so many of each class
+    check_budget(full.labels, full.classes, 1 if free else ipc*factor**2, what)
+    left = len(full)-int(CCS_BETA*len(full)) if method.startswith('ccs') else len(full)
+    if ipc*full.n_classes>left: raise ValueError(f"{what} needs {ipc*full.n_classes} images, but {left} of {len(full)} can be kept: lower ipc")
 
 def _sets(cfg, sources):
     "The full and the test set of a run."

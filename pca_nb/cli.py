@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-# %% ../nbs/17_cli.ipynb #483ce62f
+# %% ../nbs/17_cli.ipynb #dbf4e142
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode='markdown', pretty_exceptions_enable=False,
                   help="Prune, combine, augment: small image sets that train well on hard labels.")
 say = Console(width=None if sys.stdout.isatty() else 140, highlight=False, soft_wrap=True)
@@ -27,12 +27,18 @@ def show(frame, title:str=''):
     for k,row in zip(frame.index, frame.itertuples(index=False)): t.add_row(str(k), *map(str, row))
     say.print(t)
 
+def _words(e):
+    "An error as one line: a KeyError without its quotes, the system's errors with the file they are about."
+    if isinstance(e, KeyError): return e.args[0]
+    if isinstance(e, OSError) and len(e.args)>1: return f'{e.filename}: {e.strerror}' if e.filename else e.args[1]
+    return e
+
 def main():
     "Run a command; what the user can mend is said in one line."
     try: app()
     except (ValueError, KeyError, OSError, FloatingPointError) as e:
         Console(stderr=True, highlight=False, soft_wrap=True).print("[red]pca-nb:[/red] ", end='')
-        print(e.args[0] if isinstance(e, KeyError) else e.args[1] if isinstance(e, OSError) and len(e.args)>1 else e, file=sys.stderr)
+        print(_words(e), file=sys.stderr)
         sys.exit(2)
 
 # %% ../nbs/17_cli.ipynb #2b15d737
@@ -62,7 +68,7 @@ def demo(
     page = write_report(frame, home/'demo.html', load_data('digits'), recorded(next(c for c in cfgs if c.method=='ccs'), home), 'pca_nb demo: handwritten digits, hard labels')
     say.print(f"report: {page.resolve()}")
 
-# %% ../nbs/17_cli.ipynb #1dc6afae
+# %% ../nbs/17_cli.ipynb #01cf8a64
 Data = A[str, typer.Argument(help="A folder with one sub-folder a class, a parquet file with images and labels, or a known data set (digits, cifar10, …).")]
 Size = A[int, typer.Option(min=0, help="Working size in pixels; 0 = the images' median shortest side, at most 224.")]
 Arch = A[str, typer.Option(help="Network; empty = ConvNet-3 up to 64 px, ResNet-18 above.")]
@@ -95,35 +101,33 @@ def compress(
     format:A[str, typer.Option(help="png (lossless), jpeg (quality 75, the paper's) or webp.")]='png',
 ):
     "Shrink a labelled image set to IPC images a class, and say which images were chosen and what it weighs."
-    from pca_nb.bench import METHODS, protocol_of
+    from pca_nb.bench import METHODS, check_method, protocol_of
     from pca_nb.combine import Tiling
-    from pca_nb.core import generator, lookup, pick_device
+    from pca_nb.core import generator, lookup
     from pca_nb.data import ENCODERS, bytes_on_disk, check_new, class_folders, to_folder
-    from pca_nb.prune import check_budget
     from pca_nb.scores import score
     import torch
     m = lookup(METHODS, method, 'method')
-    pick_device(device)
     lookup(ENCODERS, format, 'image format')
+    _check_names(arch, device, shrink)
     check_new(out)
     full = _load(data, size)
     class_folders(full)
     f = factor if m.factor>1 else 1
     tiling = Tiling(f, shrink or protocol_of(full.name, full.size[0]).shrink)
-    check_budget(full.labels, full.classes, ipc*f*f, f'{method} with ipc={ipc} and factor={f}' if f>1 else '')
+    check_method(full, method, ipc, f)
     say.print(f"full set: {full!r}")
     stop = 10 if m.score.startswith('el2n') else 0 # EL2N needs the first ten epochs only
     values = score(_dynamics_of(full, scores, _scoring(full, arch, epochs, stop, seed), device), m.score) if m.score else torch.zeros(len(full))
     small = m.make(full, ipc, values, generator(seed, 'subset'), tiling)
-    to_folder(small, out, format)
-    _write_choice(small, full, values, out/'chosen.csv', format)
+    to_folder(small, out, format, lambda files: {'chosen.csv': _choice(small, full, values, files)})
     show(bytes_on_disk(small), 'bytes, measured by writing the set in each format')
     kept = small.index.numel()
     say.print(f"stored: {small!r} in {out.resolve()} as {format}")
     say.print(f"chosen: {kept} of {len(full)} images ({100*kept/len(full):.1f} %), listed by class, cell and score in {out/'chosen.csv'}")
     say.print(f"class folders for other tools: {out/'images'}\nnext: pca-nb evaluate {out} --test TEST_FOLDER --seeds 3")
 
-# %% ../nbs/17_cli.ipynb #48fa04b8
+# %% ../nbs/17_cli.ipynb #afbab87d
 def _dynamics_of(full, path, cfg, device):
     "Scores from a file of ours, a published file, or a run made now."
     from pca_nb.scores import read_dynamics, read_published, record
@@ -131,20 +135,28 @@ def _dynamics_of(full, path, cfg, device):
     if not path.exists(): raise ValueError(f"no score file at {path}: make it with `pca-nb score`, or leave --scores out")
     return read_published(path, full.labels) if path.suffix in ('.pt','.pkl','.pickle') else read_dynamics(path, len(full))
 
-def _write_choice(small, full, values, path, fmt):
+def _choice(small, full, values, stored):
     "One line an image that was kept: where it is stored, where it came from."
-    import io, json
-    from pca_nb.core import atomic_write
-    from pca_nb.data import MANIFEST
-    stored = json.loads((path.parent/MANIFEST).read_text())['files']
+    import io
     buf = io.StringIO()
     w = csv.writer(buf)
     w.writerow(('stored', 'cell', 'class', 'source', 'position', 'score'))
     for file,y,idx in zip(stored, small.labels.tolist(), small.index.tolist()):
         for cell,i in enumerate(idx): w.writerow((file, cell, small.classes[y], full.files[i] if full.files else f'image {i}', i, f'{values[i]:.6g}'))
-    atomic_write(path, lambda tmp: tmp.write_text(buf.getvalue()))
+    return buf.getvalue()
 
-# %% ../nbs/17_cli.ipynb #787c3b6e
+def _check_names(arch='', device=None, shrink='', recipe='hard'):
+    "Refuse a wrong network, device, way to shrink or recipe before any image is read."
+    from pca_nb.combine import SHRINKS
+    from pca_nb.core import lookup, pick_device
+    from pca_nb.models import MODELS
+    from pca_nb.train import RECIPES
+    if arch: lookup(MODELS, arch, 'network')
+    if shrink: lookup(SHRINKS, shrink, 'way to shrink')
+    lookup(RECIPES, recipe, 'recipe')
+    pick_device(device)
+
+# %% ../nbs/17_cli.ipynb #017fef20
 @app.command()
 def evaluate(
     data:A[str, typer.Argument(help="What to train on: what `compress` wrote, or any labelled image set.")],
@@ -158,15 +170,16 @@ def evaluate(
     import pandas as pd
     from dataclasses import replace
     from pca_nb.bench import protocol_of
-    from pca_nb.core import lookup, pick_device
+    from pca_nb.core import pick_device
     from pca_nb.data import match_classes
     from pca_nb.models import make_model
     from pca_nb.train import RECIPES, scaled, train
-    r = lookup(RECIPES, recipe, 'recipe')
+    _check_names(arch, device, recipe=recipe)
     s = _load(data, size)
     held = match_classes(_load(test, s.size[0], 'test'), s)
+    if held.grid>1: raise ValueError(f"{test} holds composites: test on whole images")
     views = protocol_of(s.name.split('/')[0], s.size[0])
-    r = replace(scaled(r, len(s)), augment=replace(views.views, patches='extract' if s.grid>1 else 'none'))
+    r = replace(scaled(RECIPES[recipe], len(s)), augment=replace(views.views, patches='extract' if s.grid>1 else 'none'))
     if epochs: r = replace(r, epochs=epochs, eval_every=max(1, epochs//6))
     say.print(f"train: {s!r}\ntest:  {held!r}\n{arch or views.arch}, {recipe}: {r.epochs} epochs, batch {r.batch}, patches {r.augment.patches}, on {pick_device(device)}")
     logs = [train(make_model(arch or views.arch, s.n_classes, s.size[0], seed), s, r, seed, held, device=device, desc=f'seed {seed}') for seed in range(seeds)]
@@ -174,7 +187,7 @@ def evaluate(
     show(rows.round(2).assign(seed=range(seeds)).set_index('seed'), 'last epoch')
     say.print(f"top-1 {rows.top1.mean():.2f} ± {rows.top1.std(ddof=1) if seeds>1 else float('nan'):.2f} % (n={seeds}), chance {100/s.n_classes:.1f} %")
 
-# %% ../nbs/17_cli.ipynb #f847885d
+# %% ../nbs/17_cli.ipynb #a1de0f59
 @app.command(name='score')
 def score_(
     data:Data,
@@ -188,6 +201,7 @@ def score_(
     from pca_nb.core import check_writable
     from pca_nb.scores import SCORES, record, score
     out = check_writable(out.with_suffix('.npz'))
+    _check_names(arch, device)
     full = _load(data, size)
     say.print(f"{full!r}")
     dyn = record(full, _scoring(full, arch, epochs, stop, seed), out, device)
@@ -195,7 +209,7 @@ def score_(
     show(table, f'{len(dyn)} images, {dyn.epochs} epochs; larger = harder')
     say.print(f"scores: {out.resolve()}")
 
-# %% ../nbs/17_cli.ipynb #41717f7b
+# %% ../nbs/17_cli.ipynb #92fe71e1
 def _list(text): return [t.strip() for t in text.split(',') if t.strip()]
 
 @app.command()
@@ -211,8 +225,14 @@ def bench(
     home:Home=Path('_runs'), workers:Workers=0, device:Device=None,
 ):
     "Run a grid of methods, IPCs and seeds; rows that exist are read. Ends with the table."
-    from pca_nb.bench import Rows, pretty, run_cfg, summary
+    from pca_nb.bench import METHODS, Rows, pretty, run_cfg, summary
+    from pca_nb.core import check_writable, lookup
     from pca_nb.data import DATASETS
+    _check_names(arch, device, shrink, recipe)
+    for m in _list(methods): lookup(METHODS, m, 'method')
+    if not _list(methods) or not _list(ipc): raise ValueError("--methods and --ipc need at least one entry each: separate them by commas")
+    if (bad := [i for i in _list(ipc) if not i.isdigit() or int(i)<1]): raise ValueError(f"--ipc {bad[0]!r}: give whole numbers from 1, separated by commas")
+    for p in (rows or home/'bench.jsonl', home/'scores'/'x'): check_writable(p)
     name, sources, known = data, {}, {}
     if data not in DATASETS:
         if not test: raise ValueError(f"{data} is your own data: name test images with --test")

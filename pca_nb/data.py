@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['IMAGENET_STATS', 'RESIDENT', 'IMAGE_COLUMNS', 'LABEL_COLUMNS', 'MANIFEST', 'IMAGES', 'ENCODERS', 'DEBIAN', 'FASHION',
            'DATASETS', 'ImageSet', 'to_rgb', 'fair_square', 'read_image', 'OnDemand', 'batches', 'decode_all',
-           'list_folder', 'natural_size', 'read_folder', 'read_parquet', 'encode', 'encode_set', 'class_folders',
-           'to_folder', 'check_new', 'to_parquet', 'save', 'read_npz', 'bytes_on_disk', 'DataInfo', 'load_data',
-           'match_classes']
+           'check_headers', 'list_folder', 'natural_size', 'read_folder', 'read_parquet', 'naming', 'encode',
+           'encode_set', 'class_folders', 'to_folder', 'check_new', 'to_parquet', 'save', 'read_npz', 'bytes_on_disk',
+           'DataInfo', 'load_data', 'match_classes']
 
-# %% ../nbs/01_data.ipynb #d3715796
+# %% ../nbs/01_data.ipynb #1b20e213
 import io, json, math, os, shutil, tempfile, zipfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
-from .core import atomic_write, check_writable, data_home, lookup, progress
+from .core import atomic_write, check_writable, data_home, lookup, progress, read_arrays
 
 # %% ../nbs/01_data.ipynb #d13dce9d
 IMAGENET_STATS = (.485,.456,.406), (.229,.224,.225)
@@ -119,7 +120,7 @@ def _what_is_wrong(src, e):
     if n==0: return 'an empty file'
     return 'not an image' if 'cannot identify' in str(e) else str(e)
 
-# %% ../nbs/01_data.ipynb #22d8e8ab
+# %% ../nbs/01_data.ipynb #08e0403d
 class OnDemand:
     "Images that are decoded when indexed: looks like a uint8 (N,3,size,size) tensor."
     dtype = torch.uint8
@@ -128,14 +129,15 @@ class OnDemand:
         size:int,        # side of every decoded image, pixels
         zoom:float=1.,   # see `fair_square`
         workers:int=0,   # threads; 0 = one a core
+        where:str='',    # file that holds encoded images, for messages
     ):
         self.sources, self.size, self.zoom, self.shape = sources, size, zoom, torch.Size((len(sources),3,size,size))
-        self.workers = workers or os.cpu_count() or 1
+        self.workers, self.where = workers or os.cpu_count() or 1, where
     def __len__(self): return len(self.sources)
     def decode(self, i:int) -> Tensor: # (3,size,size) uint8
         try: return torch.from_numpy(read_image(self.sources[i], self.size, self.zoom).copy()).permute(2,0,1)
         except ValueError as e: raise ValueError(f"{self.name(i)}: {e}: repair or remove it") from e
-    def name(self, i): return f'image {i}' if isinstance(self.sources[i], bytes) else str(self.sources[i])
+    def name(self, i): return f"{self.where}{', ' if self.where else ''}image {i}" if isinstance(self.sources[i], bytes) else str(self.sources[i])
     def __getitem__(self, idx) -> Tensor: # (n,3,size,size) uint8
         idx = torch.arange(len(self))[idx].reshape(-1).tolist()
         with ThreadPoolExecutor(self.workers) as pool: return torch.stack(list(pool.map(self.decode, idx)))
@@ -157,30 +159,47 @@ def batches(
             if i+ahead<len(parts): todo.append(reader.submit(images.__getitem__, parts[i+ahead]))
             yield p, todo.pop(0).result()
 
-# %% ../nbs/01_data.ipynb #2a4aef35
+# %% ../nbs/01_data.ipynb #b56ff373
 def decode_all(
     lazy:OnDemand, # what to read
     desc:str='reading', # words before the bar
 ) -> Tensor:       # (N,3,size,size) uint8
     "Every image, resident; a ValueError names the files that cannot be read."
-    out, bad = torch.empty(lazy.shape, dtype=torch.uint8), []
+    out = torch.empty(lazy.shape, dtype=torch.uint8)
+    def read(i): out[i] = lazy.decode(i)
+    _try_all(lazy, read, desc)
+    return out
+
+# %% ../nbs/01_data.ipynb #4c2b2bd2
+def check_headers(lazy, desc='checking'):
+    "A ValueError that names the files that are no images; pixels are not decoded."
+    def look(i):
+        try:
+            with Image.open(io.BytesIO(s) if isinstance(s := lazy.sources[i], bytes) else s): pass
+        except (OSError, Image.DecompressionBombError) as e: raise ValueError(f"{lazy.name(i)}: {_what_is_wrong(s, e)}") from e
+    _try_all(lazy, look, desc)
+
+def _try_all(lazy, f, desc):
+    bad = []
     def read(i):
-        try: out[i] = lazy.decode(i)
+        try: f(i)
         except ValueError as e: bad.append(str(e).removesuffix(': repair or remove it'))
     with ThreadPoolExecutor(lazy.workers) as pool: list(progress(pool.map(read, range(len(lazy))), desc, len(lazy)))
     if bad: raise ValueError(f"{len(bad)} of {len(lazy)} images cannot be read: {'; '.join(sorted(bad)[:5])}"
                              f"{'; …' if len(bad)>5 else ''}: repair or remove them")
-    return out
 
+# %% ../nbs/01_data.ipynb #567ed593
 RESIDENT = 4*2**30 # bytes; a decoded set above this is read on demand
 
-def _hold(sources, size, zoom, resident, desc):
+def _hold(sources, size, zoom, resident, desc, where=''):
     "Resident if it fits (or is wanted), else on demand."
-    lazy = OnDemand(sources, size, zoom)
+    lazy = OnDemand(sources, size, zoom, where=where)
     if resident is None: resident = math.prod(lazy.shape)<=RESIDENT
-    return decode_all(lazy, desc) if resident else lazy
+    if resident: return decode_all(lazy, desc)
+    check_headers(lazy, desc)
+    return lazy
 
-# %% ../nbs/01_data.ipynb #f0dc9c84
+# %% ../nbs/01_data.ipynb #a105659e
 def list_folder(
     root, # folder with one sub-folder per class
 ) -> tuple: # (classes, files, labels)
@@ -191,6 +210,7 @@ def list_folder(
     subs = sorted(d.name for d in root.iterdir() if d.is_dir() and not d.name.startswith('.'))
     if not subs: raise ValueError(f"{root}: no class folders in it: put each class's images in a sub-folder of its own")
     if set(subs)<={'train','val','valid','test','images'}: raise ValueError(f"{root} holds {', '.join(subs)}, not classes: give {root/subs[-1]}, say")
+    if len(subs)==1: raise ValueError(f"{root} has only one class, {subs[0]}: a classifier needs at least two, add the folders of the others")
     found = [[str(Path(d)/f) for d,_,fs in sorted(os.walk(root/c, followlinks=True)) for f in sorted(fs)
               if f.lower().endswith(IMG_EXTENSIONS)] for c in subs]
     empty = [c for c,fs in zip(subs, found) if not fs]
@@ -206,7 +226,7 @@ def natural_size(
     for f in files[:2000]:
         try:
             with Image.open(f) as im: sides.append(min(im.size))
-        except OSError: pass # `decode_all` will name it
+        except (OSError, Image.DecompressionBombError): pass # `decode_all` will name it
     return min(cap, int(np.median(sides))) if sides else cap
 
 def read_folder(
@@ -222,7 +242,7 @@ def read_folder(
     images = _hold(files, size or natural_size(files), zoom, resident, f'reading {Path(root).name}')
     return ImageSet(images, labels, classes, name=Path(root).name, files=tuple(os.path.relpath(f, root) for f in files))
 
-# %% ../nbs/01_data.ipynb #9cfd17d4
+# %% ../nbs/01_data.ipynb #1672edf0
 IMAGE_COLUMNS, LABEL_COLUMNS = ('image','img','png','jpg'), ('label','labels','class_id','fine_label','target')
 
 def read_parquet(
@@ -234,11 +254,24 @@ def read_parquet(
     label_column:str='',     # by default the first of `LABEL_COLUMNS` that is there
 ) -> ImageSet:
     "A parquet file of encoded images and labels as an `ImageSet`; encoded bytes stay in memory."
+    with naming(path): return _read_parquet(Path(path), size, zoom, resident, image_column, label_column)
+
+# %% ../nbs/01_data.ipynb #bc80157c
+@contextmanager
+def naming(path):
+    "Errors about what a file holds say which file."
+    try: yield
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
+        if str(path) in str(e): raise
+        raise ValueError(f"{path}: {f'{e} is missing' if isinstance(e, KeyError) else e}: mend it or write it again") from e
+
+def _read_parquet(path, size, zoom, resident, image_column, label_column):
     import pyarrow as pa, pyarrow.parquet as pq
-    path = Path(path)
+    if not path.exists(): raise ValueError(f"{path}: no such file: check the path")
     try: table = pa.concat_tables([pq.read_table(p) for p in ([path] if path.is_file() else sorted(path.glob('*.parquet')))])
     except (pa.ArrowInvalid, OSError) as e: raise ValueError(f"{path} cannot be read as parquet ({e}): download or write it again") from e
     image, label = _column(path, table, image_column, IMAGE_COLUMNS), _column(path, table, label_column, LABEL_COLUMNS)
+    if not len(table): raise ValueError(f"{path} has no rows: download or write it again")
     cells = table[image].to_pylist()
     sources = [c['bytes'] if isinstance(c, dict) else c for c in cells]
     if (none := [i for i,s in enumerate(sources) if not isinstance(s, bytes)]):
@@ -249,7 +282,7 @@ def read_parquet(
     if (gap := sorted(set(range(len(classes)))-set(labels.tolist()))) and not _hf_names(table.schema.metadata, label):
         raise ValueError(f"{path}: labels reach {labels.max()}, but no image has label {gap[0]}: number the classes 0..C-1 without gaps")
     index = torch.tensor(table['index'].to_pylist()) if ours else None
-    images = _hold(sources, size or natural_size([io.BytesIO(s) for s in sources]), zoom, resident, f'reading {path.name}')
+    images = _hold(sources, size or natural_size([io.BytesIO(s) for s in sources]), zoom, resident, f'reading {path.name}', str(path))
     names = tuple((c.get('path') if isinstance(c, dict) else None) or f'row {i}' for i,c in enumerate(cells))
     return ImageSet(images, labels, classes, index, ours.get('grid', 1), ours.get('name', path.stem), _stats(ours), names)
 
@@ -291,7 +324,7 @@ def encode_set(
     lookup(ENCODERS, fmt, 'image format')
     with ThreadPoolExecutor(os.cpu_count()) as pool: return list(pool.map(lambda i: encode(s.images[i:i+1][0], fmt), range(len(s))))
 
-# %% ../nbs/01_data.ipynb #5bf4728b
+# %% ../nbs/01_data.ipynb #ce4c149e
 def _meta(s): return dict(classes=s.classes, grid=s.grid, name=s.name, stats=s.stats)
 
 def class_folders(s:ImageSet) -> list: # C folder names
@@ -304,6 +337,7 @@ def to_folder(
     s:ImageSet,    # any set
     path,          # folder that does not exist yet, or is empty
     fmt:str='png', # a key of `ENCODERS`
+    extra=lambda files: {}, # stored names -> {name: text} of further files
 ) -> Path:
     "Write `path`/images/<class>/<number>.<fmt> and a manifest; complete or not there."
     path, names = check_new(path), class_folders(s)
@@ -315,6 +349,7 @@ def to_folder(
             files.append(f'{IMAGES}/{names[y]}/{i:0{width}d}.{fmt}')
             (tmp/files[-1]).write_bytes(data)
         (tmp/MANIFEST).write_text(json.dumps(dict(**_meta(s), files=files, labels=s.labels.tolist(), index=s.index.tolist())))
+        for name,text in extra(files).items(): (tmp/name).write_text(text)
         os.chmod(tmp, 0o755)
         if path.exists(): path.rmdir()
         os.replace(tmp, path)
@@ -322,7 +357,7 @@ def to_folder(
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return path
 
-# %% ../nbs/01_data.ipynb #4a1a19ba
+# %% ../nbs/01_data.ipynb #39e508cb
 def check_new(path) -> Path:
     "A folder that can be written and holds nothing yet, checked before any work."
     path = Path(path)
@@ -331,19 +366,23 @@ def check_new(path) -> Path:
     return path
 
 def _read_exported(root, size):
+    with naming(root): return _exported(root, size)
+
+def _exported(root, size):
     m = json.loads((Path(root)/MANIFEST).read_text())
-    if (gone := [f for f in m['files'] if not (Path(root)/f).exists()]): raise ValueError(f"{root}: {gone[0]} is listed in {MANIFEST} but missing ({len(gone)} such files)")
+    if (gone := [f for f in m['files'] if not (Path(root)/f).exists()]): raise ValueError(f"{root}: {gone[0]} is listed in {MANIFEST} but missing ({len(gone)} such files): restore them or write the set again")
     files = [str(Path(root)/f) for f in m['files']]
     images = decode_all(OnDemand(files, size or natural_size(files, cap=10**6)), f'reading {Path(root).name}')
     return ImageSet(images, torch.tensor(m['labels']), m['classes'], torch.tensor(m['index']), m['grid'], m['name'], _stats(m), tuple(m['files']))
 
-# %% ../nbs/01_data.ipynb #e4c32059
+# %% ../nbs/01_data.ipynb #6673c0d3
 def to_parquet(
     s:ImageSet,    # any set
     path,          # file to write
     fmt:str='png', # a key of `ENCODERS`
 ) -> Path:
     "One parquet file in the Hugging Face layout: `image`, `label`, and `index`, the provenance."
+    check_writable(path)
     import pyarrow as pa, pyarrow.parquet as pq
     features = dict(image=dict(_type='Image'), label=dict(names=s.classes, _type='ClassLabel'),
                     index=dict(feature=dict(dtype='int64', _type='Value'), _type='Sequence'))
@@ -363,14 +402,14 @@ def save(
     return atomic_write(Path(path).with_suffix('.npz'), lambda tmp: np.savez_compressed(tmp, images=s.images[:].cpu().numpy(),
                         labels=s.labels.cpu().numpy().astype(small), index=s.index.numpy(), meta=meta))
 
-def read_npz(path) -> ImageSet:
+def read_npz(path, size=None) -> ImageSet:
     "What `save` wrote."
-    try:
-        with np.load(path, allow_pickle=False) as z: a = {k:z[k] for k in ('images','labels','index','meta')}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e: raise ValueError(f"{path} is not a set written by `save` ({e})") from e
-    m = json.loads(a['meta'].tobytes())
-    return ImageSet(torch.from_numpy(a['images']), torch.from_numpy(a['labels'].astype(np.int64)), m['classes'],
-                    torch.from_numpy(a['index']), m['grid'], m['name'], _stats(m), tuple(m['files']))
+    a = read_arrays(path, ('images','labels','index','meta'), 'is not a set written by `save`', 'write it again')
+    with naming(path):
+        m = json.loads(a['meta'].tobytes())
+        s = ImageSet(torch.from_numpy(a['images']), torch.from_numpy(a['labels'].astype(np.int64)), m['classes'],
+                     torch.from_numpy(a['index']), m['grid'], m['name'], _stats(m), tuple(m['files']))
+    return replace(s, images=_resize(s.images, size)) if size else s
 
 # %% ../nbs/01_data.ipynb #6d3440a8
 def bytes_on_disk(
@@ -459,7 +498,7 @@ def _imagenet(split, size, zoom):
 
 def _only_local(name, split, *_): raise ValueError(f"{name}-{split}.parquet is not in {data_home()}: put it there or set PCA_NB_DATA")
 
-# %% ../nbs/01_data.ipynb #f16efe3b
+# %% ../nbs/01_data.ipynb #c4239f4f
 DATASETS = { # name -> DataInfo
     'digits':          DataInfo(16, 10, _digits, ((.305,)*3, (.319,)*3), flip=0.),
     'fashion-mnist':   DataInfo(28, 10, _fashion, ((.286,)*3, (.353,)*3)),
@@ -480,7 +519,7 @@ def load_data(
     "Labelled images from anywhere."
     what, path = str(what), Path(what)
     if what in DATASETS: return _known(what, split, size, zoom)
-    if path.suffix=='.npz': return read_npz(path)
+    if path.suffix=='.npz': return read_npz(path, size)
     if path.suffix=='.parquet' or (path.is_dir() and any(path.glob('*.parquet'))): return read_parquet(path, size, zoom)
     if path.is_dir(): return read_folder(path, size, zoom)
     raise KeyError(f"{what!r} is neither a folder or file nor a known data set: choose one of {', '.join(DATASETS)}, or give a path")

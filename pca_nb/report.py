@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['PAGE', 'figure_html', 'frame_html', 'markdown_table', 'gallery', 'ends', 'write_report']
 
-# %% ../nbs/16_report.ipynb #4cfa6bbb
+# %% ../nbs/16_report.ipynb #231fb833
 import base64, html, io
 from pathlib import Path
 from string import Template
 
 import matplotlib.pyplot as plt, pandas as pd, torch
 from .bench import METHODS, make_set, pretty, run_cfg, summary
-from .core import atomic_write
+from .core import atomic_write, check_writable
 from .data import ImageSet, bytes_on_disk
 from .scores import score
 from .viz import plot_hist, plot_methods, show_images
@@ -60,7 +60,7 @@ def ends(
     idx = [at(c, h) for h in (False,True) for c in classes]
     return show_images(full.images[torch.tensor(idx)], [f'{scores[i]:.1f}' for i in idx], cols=len(classes), rows=['easiest','hardest'])
 
-# %% ../nbs/16_report.ipynb #b2caf166
+# %% ../nbs/16_report.ipynb #e41c76a6
 def write_report(
     frame:pd.DataFrame,    # `Rows.frame` of one data set and protocol
     path,                  # the .html file
@@ -70,6 +70,7 @@ def write_report(
 ) -> Path:
     "A self-contained HTML page of a finished grid."
     if not len(frame): raise ValueError("no rows to report: run the grid first, or name the rows' file")
+    check_writable(path)
     t = summary(frame)
     data, arch = ', '.join(frame.data.unique()), ', '.join(frame.arch.unique())
     seeds = ' to '.join(dict.fromkeys(map(str, (t.n.min(), t.n.max()))))

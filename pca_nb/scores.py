@@ -6,14 +6,14 @@
 __all__ = ['SUMS', 'SCORES', 'Recorder', 'Dynamics', 'score', 'ScoreCfg', 'record', 'read_dynamics', 'check_length',
            'read_published']
 
-# %% ../nbs/06_scores.ipynb #52516c4e
-import io, json, pickle, zipfile
+# %% ../nbs/06_scores.ipynb #f324763c
+import io, json, pickle
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor
-from .core import atomic_write, lookup, pick_device, plain
+from .core import atomic_write, lookup, pick_device, plain, read_arrays
 from .data import ImageSet
 from .models import make_model
 from .train import Callback, RECIPES, Recipe, train
@@ -49,7 +49,7 @@ class Recorder(Callback):
     def state(self): return dict(sums=self.sums, was_right=self.was_right, epochs=self.epochs)
     def load(self, state): self.sums, self.was_right, self.epochs = state['sums'], state['was_right'], state['epochs']
 
-# %% ../nbs/06_scores.ipynb #22eb7945
+# %% ../nbs/06_scores.ipynb #946a5958
 @dataclass
 class Dynamics:
     "The recorded sums of a run, and what they were recorded from."
@@ -59,8 +59,13 @@ class Dynamics:
     meta:dict       # the configuration that made them
     def __len__(self): return len(self.sums['correct'])
     def __repr__(self): return f"Dynamics({len(self)} images, {self.epochs} epochs of {self.meta.get('arch', 'an unnamed network')})"
-    def save(self, path): return atomic_write(Path(path), lambda tmp: np.savez(tmp, **{k:v.numpy() for k,v in self.sums.items()},
-                          epochs=self.epochs, el2n_epochs=self.el2n_epochs, meta=np.array(json.dumps(self.meta, sort_keys=True))))
+    def save(self, path):
+        "Write the sums to a file, complete or not at all."
+        arrays = dict({k:v.numpy() for k,v in self.sums.items()}, epochs=self.epochs, el2n_epochs=self.el2n_epochs,
+                      meta=np.array(json.dumps(self.meta, sort_keys=True)))
+        def write(tmp):
+            with open(tmp, 'wb') as f: np.savez(f, **arrays) # given a name, numpy would change its suffix
+        return atomic_write(Path(path), write)
 
 SCORES = { # name -> (N,) float from `Dynamics`; larger = harder
     'el2n':           lambda d: d.sums['el2n'],                              # Paul et al. 2021, 2107.07075; summed as in CCS's file
@@ -80,7 +85,7 @@ def score(
     "One difficulty an image."
     return lookup(dynamics, name, 'score of this file') if isinstance(dynamics, dict) else lookup(SCORES, name, 'score')(dynamics)
 
-# %% ../nbs/06_scores.ipynb #a308623d
+# %% ../nbs/06_scores.ipynb #3e4ee72d
 @dataclass(frozen=True)
 class ScoreCfg:
     "The run that scores come from."
@@ -114,9 +119,7 @@ def read_dynamics(
     n:int|None=None, # images of the set it must belong to
 ) -> Dynamics:
     "Recorded sums from a file, refused if they belong to another set."
-    try:
-        with np.load(path, allow_pickle=False) as f: a = {k:f[k] for k in (*SUMS,'epochs','el2n_epochs','meta')}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e: raise ValueError(f"{path} holds no recorded scores ({e}): record them again") from e
+    a = read_arrays(path, (*SUMS,'epochs','el2n_epochs','meta'), 'holds no recorded scores', 'record them again')
     sums = {k:torch.from_numpy(a[k]) for k in SUMS}
     check_length(path, len(sums['correct']), n)
     return Dynamics(sums, int(a['epochs']), int(a['el2n_epochs']), json.loads(str(a['meta'])))
@@ -125,7 +128,7 @@ def check_length(path, have, n):
     "A ValueError if a file scores another number of images than the set has."
     if n is not None and have!=n: raise ValueError(f"{path} scores {have:,} images, but the set has {n:,}: scores and images must come from the same set")
 
-# %% ../nbs/06_scores.ipynb #b7e8469f
+# %% ../nbs/06_scores.ipynb #0b1e9564
 _SAFE = {('collections','OrderedDict'), ('torch._utils','_rebuild_tensor_v2'), ('torch','Size')}
 
 class _TensorsOnly(pickle.Unpickler):
@@ -140,10 +143,12 @@ def read_published(
     labels:Tensor, # (N,) int64 of the full set, in `ImageFolder` order
 ) -> dict:         # name -> (N,) float, larger = harder
     "Scores in the layout published with CCS (Zheng et al. 2023, 2210.15809)."
+    want = ('targets','el2n','forgetting','accumulated_margin','correctness')
     try:
         with open(path, 'rb') as f: d = _TensorsOnly(f).load()
-    except (OSError, ValueError, pickle.UnpicklingError, EOFError, RuntimeError, KeyError, AttributeError, IndexError) as e: raise ValueError(f"{path} cannot be read as a score file: {e}") from e
-    want = ('targets','el2n','forgetting','accumulated_margin','correctness')
+    except Exception as e: # whatever a foreign file does to the unpickler
+        why = str(e) if type(e)==ValueError or isinstance(e, OSError) else 'no pickle of plain tensors'
+        raise ValueError(f"{path} cannot be read as a score file ({why}): the layout is a dict of tensors {', '.join(want)}") from e
     if not isinstance(d, dict) or (gone := [k for k in want if not isinstance(d.get(k), Tensor)]):
         raise ValueError(f"{path} lacks {', '.join(want if not isinstance(d, dict) else gone)}: the layout is a dict of tensors {', '.join(want)}")
     check_length(path, len(d['targets']), len(labels))

@@ -6,8 +6,8 @@
 __all__ = ['SCHEDULES', 'OPTIMIZERS', 'HARD', 'SGD', 'EXTRACT', 'RECIPES', 'Recipe', 'scaled', 'evaluate', 'Callback',
            'param_groups', 'batch_loss', 'train']
 
-# %% ../nbs/05_train.ipynb #8ac95dbc
-import math, time
+# %% ../nbs/05_train.ipynb #7ec003ac
+import io, math, time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -195,7 +195,7 @@ def _epoch(model, data, recipe, opt, seed, epoch, callbacks, dev, dtype):
         for cb in callbacks: cb.after_batch(epoch, idx, logits.detach(), labels)
     return total/len(data)
 
-# %% ../nbs/05_train.ipynb #35e7e71a
+# %% ../nbs/05_train.ipynb #91956ee5
 def _check_train(data, recipe):
     if not len(data): raise ValueError("the set is empty: nothing to train on")
     if (absent := [c for c,n in zip(data.classes, data.counts.tolist()) if not n]) and len(absent)>=data.n_classes-1:
@@ -209,12 +209,15 @@ def _floats(row): return {k:v.item() if isinstance(v, Tensor) else v for k,v in 
 
 def _save(path, name, model, opt, callbacks, log):
     state = dict(name=name, model=model.state_dict(), opt=opt.state_dict(), callbacks=[cb.state() for cb in callbacks], log=[_floats(r) for r in log])
-    atomic_write(path, lambda tmp: torch.save(state, tmp))
+    torch.save(state, buf := io.BytesIO()) # to a file it would hide a full disk behind a RuntimeError
+    atomic_write(path, lambda tmp: tmp.write_bytes(buf.getbuffer()))
 
 def _resume(path, name, model, opt, callbacks, log, dev):
     "Take up a checkpoint; returns the first epoch to run."
     if not path or not Path(path).exists(): return 0
-    s = torch.load(path, map_location=dev, weights_only=True)
+    try: s = torch.load(path, map_location=dev, weights_only=True)
+    except Exception as e: raise ValueError(f"{path} is no checkpoint ({type(e).__name__}): remove it or choose another file") from e
+    if not isinstance(s, dict) or 'name' not in s: raise ValueError(f"{path} is no checkpoint of a run: remove it or choose another file")
     if s['name']!=name: raise ValueError(f"{path} belongs to another run ({s['name']}, this is {name}): remove it or choose another file")
     model.load_state_dict(s['model']); opt.load_state_dict(s['opt'])
     for cb,st in zip(callbacks, s['callbacks']): cb.load(st)
