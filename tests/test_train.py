@@ -104,3 +104,11 @@ def test_recipes_are_the_papers():
     assert replace(RECIPES['pca'], augment=replace(RECIPES['pca'].augment, patches='none')) == h
     c = RECIPES['ccs']
     assert (c.epochs, c.batch, c.lr, c.weight_decay, c.lr_every, c.lr_min) == (60, 256, .1, 1e-4, 'step', 1e-4)
+
+
+def test_every_epoch_has_views_of_its_own(monkeypatch):
+    import pca_nb.train as t
+    seen, draw = [], t.draw_view
+    monkeypatch.setattr(t, 'draw_view', lambda *a: seen.append(draw(*a)) or seen[-1])
+    weights(replace(HARD, epochs=3, batch=50), toy())
+    assert not any(torch.equal(a.box, b.box) for a, b in zip(seen, seen[1:])) and len(seen) == 3
