@@ -75,9 +75,7 @@ def test_every_method_keeps_the_contract():
 
 
 def test_a_newcomers_method_is_one_entry(tmp_path, monkeypatch):
-    first = Method(lambda full, ipc, scores, g, tiling: full[(full.labels[:, None] == full.labels.unique()).float().cumsum(0).le(ipc).all(1).nonzero()[:, 0]])
     monkeypatch.setitem(METHODS, 'first', Method(lambda full, ipc, scores, g, tiling: METHODS['random'].make(full, ipc, scores, generator(0), tiling)))
-    assert first.score == ''
     frame = run_grid([short('first', s) for s in (0, 1)], Rows(tmp_path/'r.jsonl'), tmp_path, device='cpu')
     assert frame.set.nunique() == 1 and summary(frame).n.tolist() == [2]
 
@@ -87,4 +85,4 @@ def test_rows_say_where_they_come_from(tmp_path):
     row = json.loads((tmp_path/'r.jsonl').read_text())
     assert row['key'] == short('random').key and row['cfg']['recipe']['epochs'] == 4
     assert {'device', 'dtype', 'torch', 'torchvision', 'python', 'pca_nb', 'seconds', 'image_bytes', 'label_bytes', 'best_top1', 'best_epoch'} <= set(row)
-    assert row['images'] == 20 and row['best_top1'] >= row['top1'] or row['best_epoch'] == 3
+    assert row['images'] == 20 and row['best_top1'] >= row['top1'] and row['best_epoch'] in (0, 2, 3)
