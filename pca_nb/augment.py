@@ -7,14 +7,14 @@ __all__ = ['MIXES', 'PATCHES', 'resize_weights', 'crop_resize', 'draw_crops', 'c
            'shuffle_cells', 'Mix', 'draw_mix', 'apply_mix', 'draw_mosaic', 'mosaic', 'Augment', 'View', 'draw_view',
            'normalise', 'apply_view']
 
-# %% ../nbs/03_augment.ipynb #5fafbc61
+# %% ../nbs/03_augment.ipynb #4524ba5b
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
+import torch, torch.nn.functional as F
 from torch import Tensor
 
-# %% ../nbs/03_augment.ipynb #fcb7b8f7
+# %% ../nbs/03_augment.ipynb #3be0b83a
 def resize_weights(
     start:Tensor, # (B,) int64 first pixel of the window
     length:Tensor,# (B,) int64 pixels in the window
@@ -31,6 +31,15 @@ def resize_weights(
     w = w.clamp(min=0)*((j>=0)&(j<length[:,None]))[:,None]
     return w/w.sum(-1, keepdim=True)
 
+# %% ../nbs/03_augment.ipynb #c17408b2
+def _grid(start, length, total, size, flip=None):
+    "(B,size) float positions in [-1,1] at which an enlarged window is read, a rounding error inside its outermost pixels."
+    i = torch.arange(.5, size, device=start.device)
+    edge = (1e-6*total*(length>1))[:,None]
+    at = (i*(length/size)[:,None]-.5).clamp_(edge, (length-1)[:,None]-edge)+start[:,None]
+    if flip is not None: at = torch.where(flip[:,None], at.flip(1), at)
+    return at.mul_(2/total).add_(1/total-1)
+
 def crop_resize(
     images:Tensor,    # (B,3,H,W) uint8 or float
     box:Tensor,       # (B,4) int64 top, left, height, width
@@ -38,11 +47,13 @@ def crop_resize(
     flip:Tensor|None=None, # (B,) bool: mirror left-right
 ) -> Tensor:          # (B,3,h,w) float32, the range of the input
     "Cut one box out of every image and resize it, as torchvision's `resized_crop` does one by one."
-    h,w = (size,size) if isinstance(size, int) else size
+    (H,W), (h,w) = images.shape[-2:], (size,size) if isinstance(size, int) else size
     top,left,height,width = box.unbind(1)
-    rows = resize_weights(top, height, images.shape[-2], h)
-    cols = resize_weights(left, width, images.shape[-1], w, flip)
-    return (rows[:,None]@images.float())@cols[:,None].mT
+    if h<H or w<W: # some window may shrink
+        return (resize_weights(top, height, H, h)[:,None]@images.float())@resize_weights(left, width, W, w, flip)[:,None].mT
+    y,x = _grid(top, height, H, h), _grid(left, width, W, w, flip)
+    grid = torch.stack([x[:,None].expand(-1,h,w), y[:,:,None].expand(-1,h,w)], -1)
+    return F.grid_sample(images.float(), grid, mode='bilinear', padding_mode='border', align_corners=False)
 
 # %% ../nbs/03_augment.ipynb #c567c8af
 def draw_crops(
@@ -187,7 +198,7 @@ def mosaic(
     which = (2*low+right*1)[:,None]
     return sum(x[partners[:,k]]*(which==k) for k in range(4))
 
-# %% ../nbs/03_augment.ipynb #25188b48
+# %% ../nbs/03_augment.ipynb #cf224290
 PATCHES = ('none','extract','shuffle','shuffle4')
 
 @dataclass(frozen=True)
@@ -219,8 +230,12 @@ class View:
     flip:Tensor            # (B,) bool
     order:Tensor|None=None # (B,f²) int64 arrangement, when shuffled
     mix:Mix|None=None      # when mixed
+    def __getitem__(self, part:slice) -> 'View':
+        "The views of some images of the batch; not for mixed ones, which need their partners."
+        if self.mix is not None: raise ValueError('a mixed view has no parts: apply it to the whole batch, then cut')
+        return replace(self, box=self.box[part], flip=self.flip[part], order=None if self.order is None else self.order[part])
 
-# %% ../nbs/03_augment.ipynb #c6c8d5e6
+# %% ../nbs/03_augment.ipynb #c3491180
 def draw_view(
     n:int,          # images in the batch
     size,           # (H,W) of the stored images
@@ -246,7 +261,7 @@ def normalise(
 ) -> Tensor:       # (B,3,H,W) float32, about zero mean and unit variance
     "Pixels as the network wants them."
     mean,std = (255*torch.tensor(s, device=images.device)[:,None,None] for s in stats)
-    return (images.float()-mean)/std
+    return images.to(torch.float32, copy=True).sub_(mean).div_(std)
 
 def apply_view(
     images:Tensor, # (B,3,H,W) uint8
@@ -255,5 +270,5 @@ def apply_view(
 ) -> Tensor:       # (B,3,H,W) float32, normalised
     "The batch as the network sees it."
     if view.order is not None: images = shuffle_cells(images, view.order)
-    x = normalise(crop_resize(images, view.box, tuple(images.shape[-2:]), view.flip), stats)
+    x = crop_resize(normalise(images, stats), view.box, tuple(images.shape[-2:]), view.flip)
     return x if view.mix is None else apply_mix(x, view.mix)

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['SEEN', 'METHODS', 'PROTOCOLS', 'N_TRAIN', 'DEMO', 'Method', 'pruned', 'make_pca', 'make_tiles', 'Protocol',
-           'protocol_of', 'RunCfg', 'run_cfg', 'scoring_cfg', 'make_set', 'run_one', 'Rows', 'run_grid', 'check_method',
-           'recorded', 'pool', 'summary', 'welch', 'compare', 'verdicts', 'pretty', 'demo_grid']
+           'protocol_of', 'RunCfg', 'run_cfg', 'scoring_cfg', 'make_set', 'run_one', 'Rows', 'run_grid', 'RunsFailed',
+           'check_method', 'recorded', 'pool', 'summary', 'welch', 'compare', 'verdicts', 'pretty', 'demo_grid']
 
-# %% ../nbs/12_bench.ipynb #f62bb84f
+# %% ../nbs/12_bench.ipynb #6f459f71
 import hashlib, json, multiprocessing, os, time
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np, pandas as pd, torch
 from . import __version__
 from .augment import Augment, cell_edges
 from .combine import Tiling, combine, deal
-from .core import check_writable, config_key, generator, lookup, machine, pick_device, plain, progress, runs_home
+from .core import atomic_write, check_writable, config_key, generator, join, locked, lookup, machine, pick_device, plain, progress, runs_home, set_aside
 from .data import DATASETS, ImageSet, encode_set, load_data, match_classes
 from .models import MODELS, make_model
 from .pca import pca
@@ -137,7 +137,7 @@ def scoring_cfg(
 N_TRAIN = {'digits':1197, 'fashion-mnist':60_000, 'cifar10':50_000, 'cifar100':50_000, 'imagenette':9469, 'tinyimagenet':100_000,
            'tinyimagenet100':30_000, 'imagenet':1_281_167} # images in the training split
 
-# %% ../nbs/12_bench.ipynb #a7aeabdc
+# %% ../nbs/12_bench.ipynb #c208f70a
 def make_set(
     cfg:RunCfg,     # the run
     full:ImageSet,  # the images to compress
@@ -148,6 +148,8 @@ def make_set(
     scores = score(dynamics, m.score) if m.score else torch.zeros(len(full))
     s = m.make(full, cfg.ipc, scores, generator(cfg.seed, 'subset'), cfg.tiling)
     return replace(s, name=f'{cfg.data}/{cfg.method}/ipc{cfg.ipc}')
+
+def _name(cfg): return f'{cfg.data} {cfg.method} ipc {cfg.ipc} seed {cfg.seed} ({cfg.key})'
 
 def run_one(
     cfg:RunCfg,     # the run
@@ -163,7 +165,7 @@ def run_one(
     s = make_set(cfg, full, dynamics)
     net = make_model(cfg.arch, s.n_classes, cfg.size, cfg.seed)
     t1 = time.perf_counter()
-    log = train(net, s, cfg.recipe, cfg.seed, test, device=dev, dtype=dtype, ckpt=ckpt, desc=f'{cfg.method} ipc{cfg.ipc} s{cfg.seed}')
+    log = train(net, s, cfg.recipe, cfg.seed, test, device=dev, dtype=dtype, ckpt=ckpt, desc=_name(cfg))
     last, valid = log.iloc[-1], log.dropna(subset='top1')
     return dict(key=cfg.key, data=cfg.data, method=cfg.method, ipc=cfg.ipc, seed=cfg.seed, arch=cfg.arch, top1=round(float(last.top1), 3), top5=round(float(last.top5), 3),
                 nll=round(float(last.nll), 4), per_class=last.per_class, best_top1=round(float(valid.top1.max()), 3), best_epoch=int(valid.epoch[valid.top1.idxmax()]),
@@ -171,67 +173,116 @@ def run_one(
                 set=hashlib.sha1(s.index.numpy().tobytes()).hexdigest()[:12], seconds=dict(make=round(t1-t0, 2), train=round(time.perf_counter()-t1, 2)),
                 **(machine(dev) | dict(pca_nb=__version__)), cfg=plain(cfg))
 
-# %% ../nbs/12_bench.ipynb #f0d92a92
+# %% ../nbs/12_bench.ipynb #648b7c51
 class Rows:
     "Finished runs, one JSON line each, found by key."
     def __init__(self,
         path, # a .jsonl file; made at the first row
     ): self.path = Path(path)
-    def all(self) -> list:
-        "Every complete row, the first of each key."
+    def lines(self) -> tuple: # ({key: row}, {line number: text that is no row})
+        "What the file holds: the first complete row of each key, and what cannot be used."
         if self.path.is_dir(): raise ValueError(f"{self.path} is a folder: name a file for the rows")
-        lines = self.path.read_text(errors='replace').splitlines() if self.path.exists() else []
-        rows = {}
-        for l in lines:
-            try: r = json.loads(l)
-            except ValueError: continue # a line that was torn while being written
-            if isinstance(r, dict) and 'key' in r: rows.setdefault(r['key'], r)
-        return list(rows.values())
-    def __contains__(self, cfg): return any(r['key']==cfg.key for r in self.all())
+        rows, bad = {}, {}
+        for n,l in enumerate(self.path.read_text(errors='replace').splitlines() if self.path.exists() else [], 1):
+            if r := _row(l): rows.setdefault(r['key'], r)
+            elif l.strip(): bad[n] = l
+        return rows, bad
+    def all(self) -> list: return list(self.lines()[0].values())
+    def __contains__(self, cfg): return cfg.key in self.lines()[0]
     def missing(self, cfgs) -> list:
         "Those of `cfgs` that have no row yet, each once."
-        have = {r['key'] for r in self.all()}
+        have = self.lines()[0]
         return [c for c in {c.key:c for c in cfgs}.values() if c.key not in have]
     def add(self, row:dict):
-        "Append one row."
+        "Append one row, unless its key is there already."
         check_writable(self.path)
-        torn = self.path.exists() and self.path.stat().st_size and not self.path.read_bytes().endswith(b'\n')
-        fd = os.open(self.path, os.O_WRONLY|os.O_CREAT|os.O_APPEND, 0o644)
+        text = json.dumps(row|dict(check=_check(row)))+'\n'
         try:
-            todo = (('\n' if torn else '')+json.dumps(row)+'\n').encode()
+            with locked(self.path):
+                if row['key'] not in self.lines()[0]: self._append(text.encode())
+        except OSError as e: raise OSError(e.errno, f"row {row['key']} was not written to {self.path} ({e.strerror or e}): free some space and run again, finished rows are kept") from e
+    def _append(self, todo:bytes):
+        fd = os.open(self.path, os.O_RDWR|os.O_CREAT|os.O_APPEND, 0o644)
+        size = os.fstat(fd).st_size
+        try:
+            if size and os.pread(fd, 1, size-1)!=b'\n': todo = b'\n'+todo # a killed writer left half a line
             while todo: todo = todo[os.write(fd, todo):] # a disk that fills up takes a part first, without an error
             os.fsync(fd)
-        except OSError as e: raise OSError(e.errno, f"row {row['key']} was not written to {self.path} ({e.strerror}): free some space and run again, finished rows are kept") from e
+        except OSError:
+            os.ftruncate(fd, size)
+            raise
         finally: os.close(fd)
+    def mend(self):
+        "Move what is no row into a file of its own and say so; rows of those runs will be made again."
+        if not self.path.exists(): return
+        with locked(self.path):
+            rows, bad = self.lines()
+            if rows and not bad: return
+            set_aside(self.path, f"line {', '.join(map(str, bad))} is no complete row" if bad else 'it is empty')
+            if rows: atomic_write(self.path, lambda tmp: tmp.write_text(''.join(json.dumps(r)+'\n' for r in rows.values())))
     def frame(self, cfgs=None) -> pd.DataFrame:
         "Rows as a table; those of `cfgs` only and in their order, if given."
-        rows = {r['key']:r for r in self.all()}
+        rows = self.lines()[0]
         rows = list(rows.values()) if cfgs is None else [rows[k] for k in dict.fromkeys(c.key for c in cfgs) if k in rows]
-        return pd.DataFrame([{k:v for k,v in r.items() if k!='cfg'}|_knobs(r['cfg']) for r in rows])
+        return pd.DataFrame([{k:v for k,v in r.items() if k not in ('cfg','check')}|_knobs(r['cfg']) for r in rows])
+
+def _check(row): return hashlib.sha1(json.dumps({k:v for k,v in row.items() if k!='check'}, sort_keys=True).encode()).hexdigest()[:8]
+
+def _row(line):
+    "The row a line holds, or `None` if it is torn, changed or something else."
+    try: r = json.loads(line)
+    except ValueError: return None
+    return r if isinstance(r, dict) and 'key' in r and r.get('check', c := _check(r))==c else None
 
 def _knobs(cfg): return dict(optimizer=cfg['recipe']['optimizer'], patches=cfg['recipe']['augment']['patches'], **cfg['tiling'])
 
-# %% ../nbs/12_bench.ipynb #3f4d2b94
+# %% ../nbs/12_bench.ipynb #9e73a54a
 def run_grid(
     cfgs,                 # `RunCfg`s
     rows:Rows,            # where rows are kept
     home=None,            # folder for scores and checkpoints; `None`: `runs_home`
     sources:dict={},      # data name -> (train, test) for `load_data`, when it is no key of `DATASETS`
-    executor:Executor|None=None, # runs the rows; `None`: this process
+    executor:Executor|None=None, # runs the rows: anything with `submit`; `None`: this process
     device=None,          # `None`: `pick_device`
 ) -> pd.DataFrame:        # `rows.frame(cfgs)`
     "Make the rows that are missing and read the others."
-    home, todo = Path(home or runs_home()), rows.missing(cfgs)
+    if join()[1]>1: raise ValueError("a grid gives each run a process of its own: start it without torchrun, and use --workers or an executor")
+    home = Path(home or runs_home())
     for p in (rows.path, home/'scores'/'x', home/'ckpt'/'x'): check_writable(p)
+    rows.mend()
+    todo = rows.missing(cfgs)
     pick_device(device)
     for c in todo: check_method(_sets(c, sources)[0], c.method, c.ipc, c.tiling.factor)
     for c in {_score_file(c, home):c for c in todo if c.scoring}.values(): recorded(c, home, sources, device)
     job = partial(_make_row, path=rows.path, home=home, sources=sources, device=device)
-    done = executor.map(job, todo) if executor else map(job, todo)
-    for _ in progress(done, 'rows', len(todo)): pass
+    _work([executor.submit(job, c) if executor else _Later(job, c) for c in todo], todo, rows.path)
+    for c in cfgs: _ckpt(home, c).unlink(missing_ok=True) # of runs that were killed between their row and their end
     return rows.frame(cfgs)
 
-# %% ../nbs/12_bench.ipynb #af17c3ad
+class RunsFailed(ValueError): "Some runs of a grid failed; the others are stored."
+
+class _Later(partial): # a future that this process works off itself
+    result = partial.__call__
+    def cancel(self): pass
+
+def _work(jobs, cfgs, path):
+    "Wait for all jobs; failures are collected and told at the end, by name."
+    failed, done = [], 0
+    try:
+        for c,j in zip(cfgs, progress(jobs, 'rows', len(jobs))):
+            try: j.result(); done += 1
+            except (OSError, BrokenExecutor): raise # the others would meet it too
+            except Exception as e: failed.append((c, e))
+    except BrokenExecutor as e:
+        raise ChildProcessError(f"a worker died (killed, or out of memory) with {done} of {len(jobs)} runs seen to finish: run it again, rows in {path} are kept and started runs go on from their checkpoints; fewer workers need less memory") from e
+    except KeyboardInterrupt as e:
+        raise KeyboardInterrupt(f"stopped with {done} of {len(jobs)} runs finished: run it again, rows in {path} are kept and started runs go on from their checkpoints") from e
+    finally:
+        for j in jobs: j.cancel()
+    if len(failed)==1: raise failed[0][1]
+    if failed: raise RunsFailed(f"{len(failed)} of {len(jobs)} runs failed, the others are in {path}; the first, {_name(failed[0][0])}: {failed[0][1]}") from failed[0][1]
+
+# %% ../nbs/12_bench.ipynb #822e4b43
 def check_method(
     full:ImageSet, # the images to compress
     method:str,    # a key of `METHODS`
@@ -264,9 +315,10 @@ def recorded(
     "The scores a run ranks by, recorded now or read back."
     return cfg.scoring and record(_sets(cfg, sources)[0], cfg.scoring, _score_file(cfg, Path(home or runs_home())), device)
 
+def _ckpt(home, cfg): return home/'ckpt'/f'{cfg.key}.pt'
+
 def _make_row(cfg, path, home, sources, device):
-    ckpt = home/'ckpt'/f'{cfg.key}.pt'
-    rows = Rows(path)
+    ckpt, rows = _ckpt(home, cfg), Rows(path)
     if cfg not in rows: rows.add(run_one(cfg, *_sets(cfg, sources), recorded(cfg, home, sources, device), device, ckpt=ckpt))
     ckpt.unlink(missing_ok=True)
 

@@ -5,20 +5,31 @@
 # %% auto #0
 __all__ = ['SHRINKS', 'shrink', 'Tiling', 'tile', 'combine', 'deal', 'cells']
 
-# %% ../nbs/08_combine.ipynb #bd0cf6a0
+# %% ../nbs/08_combine.ipynb #8987d742
 from dataclasses import dataclass, replace
+from itertools import product
 
-import torch
+import torch, torch.nn.functional as F
 from torch import Tensor
 from .augment import cell_boxes, cell_edges, crop_resize, resize_weights
-from .core import lookup, progress
+from .core import lookup, progress, threads
 from .data import ImageSet
 
-# %% ../nbs/08_combine.ipynb #1404e286
-def _antialias(big, small): return resize_weights(torch.tensor([0]), torch.tensor([big]), big, small)[0]
-def _fit(big, small): return torch.linalg.pinv(resize_weights(torch.tensor([0]), torch.tensor([small]), small, big)[0].double()).float()
+# %% ../nbs/08_combine.ipynb #e78b8bd2
+def _antialias(images, size):
+    if images.device.type!='cpu': return F.interpolate(images.float(), size, mode='bilinear', antialias=True).round().to(torch.uint8)
+    if 1 in size: return _linear(images, size, _weights) # torch's kernel is wrong at one pixel
+    return F.interpolate(images, size, mode='bilinear', antialias=True)
 
-SHRINKS = dict(antialias=_antialias, fit=_fit) # name -> (small,big) weights of one axis
+def _fit(images, size): return _linear(images, size, lambda big,small: torch.linalg.pinv(_weights(small, big).double()).float())
+
+def _weights(big, small): return resize_weights(torch.tensor([0]), torch.tensor([big]), big, small)[0]
+def _linear(images, size, weights):
+    "Resize by one (small,big) matrix an axis."
+    rows,cols = (weights(b, s).to(images.device) for b,s in zip(images.shape[-2:], size))
+    return (rows@images.float()@cols.mT).round().clamp(0,255).to(torch.uint8)
+
+SHRINKS = dict(antialias=_antialias, fit=_fit) # name -> shrink(images, (h,w))
 
 def shrink(
     images:Tensor,       # (B,3,H,W) uint8
@@ -26,10 +37,9 @@ def shrink(
     how:str='antialias', # a key of `SHRINKS`
 ) -> Tensor:             # (B,3,h,w) uint8
     "Smaller images."
-    rows,cols = (lookup(SHRINKS, how, 'way to shrink')(big, small).to(images.device) for big,small in zip(images.shape[-2:], size))
-    return (rows@images.float()@cols.mT).round().clamp(0,255).to(torch.uint8)
+    return images if tuple(images.shape[-2:])==tuple(size) else lookup(SHRINKS, how, 'way to shrink')(images, tuple(size))
 
-# %% ../nbs/08_combine.ipynb #d8f73de0
+# %% ../nbs/08_combine.ipynb #63a9fab8
 @dataclass(frozen=True)
 class Tiling:
     "How whole images become one composite."
@@ -40,20 +50,22 @@ class Tiling:
         if self.factor<1: raise ValueError(f"factor={self.factor}: give 1 or more cells along each axis")
 
 def tile(
-    images:Tensor, # (B,f²,3,H,W) uint8, row-major cells
+    cells,         # f² batches of whole images, each (B,3,H,W) uint8, row-major
     tiling:Tiling, # factor from 1 to H, and how to shrink
 ) -> Tensor:       # (B,3,H,W) uint8
     "Composites of f×f whole images; leftover pixels go to the first cells."
-    (H,W), f = images.shape[-2:], tiling.factor
+    (H,W), f = cells[0].shape[-2:], tiling.factor
     y,x = cell_edges(H, f), cell_edges(W, f)
-    row = lambda i: torch.cat([shrink(images[:,i*f+j], (y[i+1]-y[i], x[j+1]-x[j]), tiling.shrink) for j in range(f)], -1)
-    return torch.cat([row(i) for i in range(f)], -2)
+    out = torch.empty_like(cells[0])
+    for k,(top,left) in enumerate(product(range(f), range(f))):
+        place = out[..., y[top]:y[top+1], x[left]:x[left+1]]
+        place.copy_(shrink(cells[k], place.shape[-2:], tiling.shrink))
+    return out
 
 def combine(
     full:ImageSet, # plain images
     idx:Tensor,    # (n,f²) int64 positions in `full`, one row a composite, row-major cells, one class a row
     shrink:str='antialias', # a key of `SHRINKS`
-    chunk:int=1000,# composites tiled at once
 ) -> ImageSet:     # n composites with `grid=f`; `index` says which image sits in which cell
     "Tile whole images into composites (paper Sec. 4.2.1)."
     f = round(idx.shape[1]**.5)
@@ -62,8 +74,14 @@ def combine(
     y = full.labels[idx]
     if (mixed := (y!=y[:,:1]).any(1).sum().item()): raise ValueError(f"{mixed} composites would hold two classes: group `idx` by class")
     cell_edges(min(full.size), f)
-    images = [tile(full.images[i.flatten()].view(*i.shape, 3, *full.size), Tiling(f, shrink)) for i in progress(idx.split(chunk), 'combining')]
-    return replace(full, images=torch.cat(images), labels=y[:,0], index=full.index[idx.flatten()].view(idx.shape), grid=f, files=())
+    images, tiling = torch.empty(len(idx), 3, *full.size, dtype=torch.uint8, device=full.labels.device), Tiling(f, shrink)
+    if isinstance(full.images, Tensor) and images.device.type=='cpu': # a composite a task, its images where they lie
+        def one(k, row): images[k:k+1] = tile([full.images[i:i+1] for i in row], tiling)
+        list(threads().map(one, range(len(idx)), progress(idx.tolist(), 'combining')))
+    else:
+        for out,rows in zip(images.split(64), progress(idx.split(64), 'combining')):
+            out.copy_(tile(full.images[rows.flatten()].view(*rows.shape, 3, *full.size).unbind(1), tiling))
+    return replace(full, images=images, labels=y[:,0], index=full.index[idx.flatten()].view(idx.shape), grid=f, files=())
 
 # %% ../nbs/08_combine.ipynb #42805d71
 def deal(

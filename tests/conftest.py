@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 
@@ -10,7 +11,20 @@ root = Path(__file__).resolve().parents[1]
 
 
 def pytest_addoption(parser):
-    parser.addoption('--slow', action='store_true', help="also run notebook cells marked '#| slow'")
+    parser.addoption('--slow', action='store_true', help="long fault runs, and notebook cells marked '#| slow'")
+    parser.addoption('--tally', type=Path, help='JSON file for what the fault tests counted: tried, survived, lost')
+
+
+@pytest.fixture(scope='session')
+def slow(request): return request.config.getoption('--slow')
+
+
+@pytest.fixture(scope='session')
+def tally(request):
+    "`tally(fault, tried, survived, lost)`; written to `--tally` at the end."
+    rows = []
+    yield lambda fault, tried, survived, lost: rows.append(dict(fault=fault, tried=tried, survived=survived, lost=lost))
+    if path := request.config.getoption('--tally'): path.write_text(json.dumps(rows, indent=1)+'\n')
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from PIL import Image
 
 from pca_nb import bench, cli, data, report, scores, train
 from pca_nb.combine import Tiling
+from pca_nb.core import Damaged
 from pca_nb.data import ImageSet, load_data
 from pca_nb.models import MODELS, make_model
 
@@ -724,9 +725,18 @@ def test_score_that_a_published_file_lacks(full, tmp_path, refused):
 
 
 @pytest.mark.parametrize('content', [b'hello\n', b'', encoded()], ids=['text', 'empty', 'image'])
-def test_damaged_checkpoint_is_named(content, full, tmp_path, refused):
-    "What lies beside the score file and is no checkpoint of ours: named, in one line, before training."
+def test_damaged_checkpoint_is_set_aside(content, full, tmp_path):
+    "What lies where a checkpoint belongs and cannot be read: named, kept under another name, and the run starts over."
     (tmp_path/'s.ckpt').write_bytes(content)
+    cfg = scores.ScoreCfg('convnet2-w32', train.Recipe(epochs=1, batch=4))
+    with pytest.warns(Damaged, match='s.ckpt is damaged .* set aside as s.ckpt.damaged1'):
+        scores.record(load_data(full), cfg, tmp_path/'s.npz', 'cpu')
+    assert (tmp_path/'s.ckpt.damaged1').read_bytes() == content and len(scores.read_dynamics(tmp_path/'s.npz')) == 12
+
+
+def test_checkpoint_of_something_else_is_refused(full, tmp_path, refused):
+    "A whole file that is no checkpoint of a run stays where it is."
+    torch.save(dict(a=torch.zeros(1)), tmp_path/'s.ckpt')
     refused('score', full, says=(tmp_path/'s.ckpt', 'remove'))
 
 
@@ -897,11 +907,12 @@ def tight(request, tmp_path, many):
 
 
 @pytest.mark.parametrize('what', WRITERS)
-def test_full_disk(what, tight, many):
+def test_full_disk(what, tight, many, tally):
     "The file, the way out; neither a part nor a temporary file is left."
     place, full_disk = tight
     with full_disk(): raises((place/'x', 'free some space or choose another place'), WRITERS[what], many, place, kind=OSError)
     assert not list(place.iterdir())
+    tally(f'full disk while writing: {what}', 1, 1, 0)
 
 
 def test_full_disk_from_the_shell(tight, tmp_path, refused):
@@ -950,7 +961,7 @@ def test_score_file_without_a_suffix(tmp_path):
 
 
 # ---- rows ----
-def test_row_is_whole_or_reported(tight):
+def test_row_is_whole_or_reported(tight, tally):
     "A row that did not fit is an error, not silence; what was accepted can be read again."
     place, full_disk = tight
     rows, taken = bench.Rows(place/'r.jsonl'), []
@@ -959,7 +970,8 @@ def test_row_is_whole_or_reported(tight):
             rows.add(dict(key=str(i), note='x'*700))
             taken.append(str(i))
     with full_disk(): raises((rows.path, 'free some space'), fill, kind=OSError)
-    assert [r['key'] for r in rows.all()] == taken
+    assert [r['key'] for r in rows.all()] == taken and rows.path.read_bytes().endswith(b'\n')   # what did not fit was taken back
+    tally('full disk while writing: rows', 1, 1, 0)
 
 
 def test_row_after_a_torn_one(tmp_path):

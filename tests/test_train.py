@@ -48,7 +48,7 @@ def test_batches_cover_the_order_once():
     data = toy()
     order = torch.randperm(50, generator=generator(1))
     for images in (data.images, OnDemand(encode_set(data), 16)):
-        got = list(batches(images, order, 16))
+        got = list(batches(images, order.split(16)))
         assert torch.equal(torch.cat([i for i, _ in got]), order)
         assert torch.equal(torch.cat([x for _, x in got]), data.images[order])
 
