@@ -7,9 +7,10 @@ __all__ = ['SEEN', 'METHODS', 'PROTOCOLS', 'N_TRAIN', 'DEMO', 'Method', 'pruned'
            'protocol_of', 'RunCfg', 'run_cfg', 'scoring_cfg', 'make_set', 'run_one', 'Rows', 'run_grid', 'RunsFailed',
            'check_method', 'recorded', 'pool', 'summary', 'welch', 'compare', 'verdicts', 'pretty', 'demo_grid']
 
-# %% ../nbs/12_bench.ipynb #6f459f71
+# %% ../nbs/12_bench.ipynb #b1275b3e
 import hashlib, json, multiprocessing, os, time
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -173,7 +174,7 @@ def run_one(
                 set=hashlib.sha1(s.index.numpy().tobytes()).hexdigest()[:12], seconds=dict(make=round(t1-t0, 2), train=round(time.perf_counter()-t1, 2)),
                 **(machine(dev) | dict(pca_nb=__version__)), cfg=plain(cfg))
 
-# %% ../nbs/12_bench.ipynb #648b7c51
+# %% ../nbs/12_bench.ipynb #8acc676d
 class Rows:
     "Finished runs, one JSON line each, found by key."
     def __init__(self,
@@ -218,8 +219,8 @@ class Rows:
         with locked(self.path):
             rows, bad = self.lines()
             if rows and not bad: return
-            set_aside(self.path, f"line {', '.join(map(str, bad))} is no complete row" if bad else 'it is empty')
-            if rows: atomic_write(self.path, lambda tmp: tmp.write_text(''.join(json.dumps(r)+'\n' for r in rows.values())))
+            set_aside(self.path, f"line {', '.join(map(str, bad))} is no complete row" if bad else 'it is empty', keep=True)
+            atomic_write(self.path, lambda tmp: tmp.write_text(''.join(json.dumps(r)+'\n' for r in rows.values()))) if rows else self.path.unlink()
     def frame(self, cfgs=None) -> pd.DataFrame:
         "Rows as a table; those of `cfgs` only and in their order, if given."
         rows = self.lines()[0]
@@ -236,7 +237,7 @@ def _row(line):
 
 def _knobs(cfg): return dict(optimizer=cfg['recipe']['optimizer'], patches=cfg['recipe']['augment']['patches'], **cfg['tiling'])
 
-# %% ../nbs/12_bench.ipynb #9e73a54a
+# %% ../nbs/12_bench.ipynb #cc496f31
 def run_grid(
     cfgs,                 # `RunCfg`s
     rows:Rows,            # where rows are kept
@@ -251,11 +252,11 @@ def run_grid(
     for p in (rows.path, home/'scores'/'x', home/'ckpt'/'x'): check_writable(p)
     rows.mend()
     todo = rows.missing(cfgs)
-    pick_device(device)
+    if executor is None: pick_device(device) # a worker's machine may have what this one lacks
     for c in todo: check_method(_sets(c, sources)[0], c.method, c.ipc, c.tiling.factor)
-    for c in {_score_file(c, home):c for c in todo if c.scoring}.values(): recorded(c, home, sources, device)
-    job = partial(_make_row, path=rows.path, home=home, sources=sources, device=device)
-    _work([executor.submit(job, c) if executor else _Later(job, c) for c in todo], todo, rows.path)
+    scoring = list({_score_file(c, home):c for c in todo if c.scoring}.values())
+    _work(partial(_make_scores, home=home, sources=sources, device=device), scoring, executor, rows.path)
+    _work(partial(_make_row, path=rows.path, home=home, sources=sources, device=device), todo, executor, rows.path)
     for c in cfgs: _ckpt(home, c).unlink(missing_ok=True) # of runs that were killed between their row and their end
     return rows.frame(cfgs)
 
@@ -265,24 +266,26 @@ class _Later(partial): # a future that this process works off itself
     result = partial.__call__
     def cancel(self): pass
 
-def _work(jobs, cfgs, path):
-    "Wait for all jobs; failures are collected and told at the end, by name."
-    failed, done = [], 0
+def _work(job, cfgs, executor, path):
+    "Do a job for every configuration; failures are collected and told at the end, by name."
+    jobs, failed, done = [], [], 0
     try:
-        for c,j in zip(cfgs, progress(jobs, 'rows', len(jobs))):
+        for c in cfgs: jobs.append(executor.submit(job, c) if executor else _Later(job, c))
+        for c,j in zip(cfgs, progress(jobs, 'runs', len(jobs))):
             try: j.result(); done += 1
             except (OSError, BrokenExecutor): raise # the others would meet it too
             except Exception as e: failed.append((c, e))
     except BrokenExecutor as e:
-        raise ChildProcessError(f"a worker died (killed, or out of memory) with {done} of {len(jobs)} runs seen to finish: run it again, rows in {path} are kept and started runs go on from their checkpoints; fewer workers need less memory") from e
+        raise ChildProcessError(f"a worker died (killed, or out of memory) with {done} of {len(cfgs)} runs seen to finish: run it again, rows in {path} are kept and started runs go on from their checkpoints; fewer workers need less memory") from e
     except KeyboardInterrupt as e:
-        raise KeyboardInterrupt(f"stopped with {done} of {len(jobs)} runs finished: run it again, rows in {path} are kept and started runs go on from their checkpoints") from e
+        raise KeyboardInterrupt(f"stopped with {done} of {len(cfgs)} runs finished: run it again, rows in {path} are kept and started runs go on from their checkpoints") from e
     finally:
-        for j in jobs: j.cancel()
+        for j in jobs[done+len(failed):]: # none, unless something ended the loop
+            with suppress(Exception): j.cancel()
     if len(failed)==1: raise failed[0][1]
-    if failed: raise RunsFailed(f"{len(failed)} of {len(jobs)} runs failed, the others are in {path}; the first, {_name(failed[0][0])}: {failed[0][1]}") from failed[0][1]
+    if failed: raise RunsFailed(f"{len(failed)} of {len(cfgs)} runs failed, the others are in {path}; the first, {_name(failed[0][0])}: {failed[0][1]}") from failed[0][1]
 
-# %% ../nbs/12_bench.ipynb #822e4b43
+# %% ../nbs/12_bench.ipynb #b6bf1382
 def check_method(
     full:ImageSet, # the images to compress
     method:str,    # a key of `METHODS`
@@ -314,6 +317,8 @@ def recorded(
 ):                  # `Dynamics` or `None`
     "The scores a run ranks by, recorded now or read back."
     return cfg.scoring and record(_sets(cfg, sources)[0], cfg.scoring, _score_file(cfg, Path(home or runs_home())), device)
+
+def _make_scores(cfg, home, sources, device): recorded(cfg, home, sources, device)
 
 def _ckpt(home, cfg): return home/'ckpt'/f'{cfg.key}.pt'
 

@@ -7,10 +7,10 @@ __all__ = ['generator', 'plain', 'config_key', 'lookup', 'check_writable', 'unfi
            'set_aside', 'locked', 'read_arrays', 'pick_device', 'pick_dtype', 'machine', 'keep_memory', 'threads',
            'join', 'bounds', 'shared', 'data_home', 'runs_home', 'progress']
 
-# %% ../nbs/00_core.ipynb #37bc2b87
-import atexit, ctypes, glob, hashlib, json, os, platform, shutil, socket, sys, tempfile, threading, warnings, zipfile, zlib
+# %% ../nbs/00_core.ipynb #7f808c0d
+import atexit, ctypes, glob, hashlib, json, os, platform, shutil, signal, socket, sys, tempfile, threading, warnings, zipfile, zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -50,7 +50,7 @@ def lookup(
     if key in registry: return registry[key]
     raise KeyError(f"unknown {what} {key!r}: choose one of {', '.join(map(str, registry))}")
 
-# %% ../nbs/00_core.ipynb #c1e895b2
+# %% ../nbs/00_core.ipynb #295425a4
 def check_writable(
     path, # a file that will be written later
 ) -> Path:
@@ -67,11 +67,12 @@ def unfinished(
     "A hidden name beside it to write to first; what processes that are gone left under such names is removed."
     path, host = Path(path), socket.gethostname().replace('.', '_')
     for old in path.parent.glob(f'.{glob.escape(path.name)}.{host}-*.tmp{glob.escape(path.suffix)}'):
-        if not _alive(old.name.removeprefix(f'.{path.name}.{host}-').split('.')[0]): shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+        if not _alive(old.name.removeprefix(f'.{path.name}.{host}-').split('.')[0]): shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink(missing_ok=True)
     return path.with_name(f'.{path.name}.{host}-{os.getpid()}.tmp{path.suffix}')
 
 def _alive(pid):
-    try: os.kill(int(pid), 0)
+    "Whether another process of that number is there; what carries our own number was left by a namesake."
+    try: return int(pid)!=os.getpid() and os.kill(int(pid), 0) is None
     except ProcessLookupError: return False
     except (OSError, ValueError): pass # somebody else's
     return True
@@ -87,32 +88,32 @@ def atomic_write(
         write(tmp)
         to_disk(tmp)
         os.replace(tmp, path)
-        to_disk(path.parent)
     except OSError as e:
         raise OSError(e.errno, f"{path} was not written ({e.strerror or e}): free some space or choose another place") from e
     finally: tmp.unlink(missing_ok=True)
+    with suppress(OSError): to_disk(path.parent) # the name as well, where the file system can
     return path
 
 def to_disk(
     path, # a file or a folder
 ):
     "Wait until what was written is on the disk (fsync)."
-    if os.name=='nt': return # folders cannot be opened there
     fd = os.open(path, os.O_RDONLY)
     try: os.fsync(fd)
     finally: os.close(fd)
 
-# %% ../nbs/00_core.ipynb #51c7cd00
+# %% ../nbs/00_core.ipynb #f975e901
 class Damaged(UserWarning): "A file of ours could not be used and is made again."
 
 def set_aside(
     path, # a file that cannot be used
     why,  # words: what is wrong with it
+    keep:bool=False, # copy it instead of renaming: something will be written over it
 ) -> Path: # where it is now
-    "Rename a damaged file and say so in a warning; it will be made again."
+    "Put a damaged file under another name and say so in a warning; it will be made again."
     path = Path(path)
     new = next(p for i in range(1, 10**6) if not (p := path.with_name(f'{path.name}.damaged{i}')).exists())
-    os.replace(path, new)
+    atomic_write(new, lambda tmp: shutil.copyfile(path, tmp)) if keep else os.replace(path, new)
     warnings.warn(f"{path} is damaged ({why}): set aside as {new.name} and made again", Damaged, stacklevel=2)
     return new
 
@@ -144,7 +145,7 @@ def read_arrays(
     except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile) as e:
         raise ValueError(f"{path} {what} ({e}): {way}") from e
 
-# %% ../nbs/00_core.ipynb #ee7a97d0
+# %% ../nbs/00_core.ipynb #4a3d2fed
 def pick_device(
     name=None, # 'cpu', 'cuda', 'cuda:1', 'mps' or a torch.device; `None`: the fastest there is
 ) -> torch.device:
@@ -153,7 +154,9 @@ def pick_device(
     kind = str(name or next(k for k,v in have.items() if v))
     if kind=='cuda' and 'LOCAL_RANK' in os.environ: kind = f"cuda:{os.environ['LOCAL_RANK']}" # torchrun: one process a GPU
     if not have.get(kind.split(':')[0]): raise ValueError(f"device {kind!r} is not here: choose one of {', '.join(k for k,v in have.items() if v)}")
-    return torch.device(kind)
+    device = torch.device(kind)
+    if device.type=='cuda' and (device.index or 0)>=torch.cuda.device_count(): raise ValueError(f"device {kind!r} is not here: there are {torch.cuda.device_count()}, numbered from 0 (under torchrun, one a process)")
+    return device
 
 def pick_dtype(
     device, # torch.device or its name
@@ -208,17 +211,18 @@ def _pool(n, process):
     torch.set_num_threads(main)
     return pool
 
-# %% ../nbs/00_core.ipynb #06605191
+# %% ../nbs/00_core.ipynb #fde23c9a
 def join() -> tuple: # (rank of this process, number of processes)
     "Meet the other processes of a `torchrun` job; (0,1) outside of one."
     n = int(os.environ.get('WORLD_SIZE', 1))
     if n<2: return 0,1
     if not dist.is_initialized():
-        cuda = torch.cuda.is_available()
-        if cuda: torch.cuda.set_device(pick_device('cuda'))
-        dist.init_process_group('cpu:gloo,cuda:nccl' if cuda else 'gloo')
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM)==signal.SIG_DFL: signal.signal(signal.SIGTERM, _interrupt)
+        dist.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo')
         atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
     return dist.get_rank(), n
+
+def _interrupt(*_): raise KeyboardInterrupt # torchrun ends the others with SIGTERM when one has died: they may say where they were
 
 def bounds(
     n:int,    # images
@@ -228,11 +232,15 @@ def bounds(
     return [r*(n//world)+min(r, n%world) for r in range(world+1)]
 
 def shared(make:Callable):
-    "What `make()` gives on the first process, on all of them."
+    "What `make()` gives on the first process, on all of them; its error, too."
     rank,n = join()
     if n==1: return make()
-    box = [make() if rank==0 else None]
+    box = [None, None]
+    if rank==0:
+        try: box[0] = make()
+        except Exception as e: box[1] = e
     dist.broadcast_object_list(box, src=0)
+    if box[1]: raise box[1]
     return box[0]
 
 # %% ../nbs/00_core.ipynb #c3324a86

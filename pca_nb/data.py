@@ -106,7 +106,8 @@ def fair_square(
     out = F.interpolate(square[None], (size,size), mode='bilinear', antialias=True)[0]
     return out if out.dtype==torch.uint8 else out.round().to(torch.uint8)
 
-# %% ../nbs/01_data.ipynb #c9c09a06
+# %% ../nbs/01_data.ipynb #f879ccc1
+_UNREADABLE = OSError, SyntaxError, ValueError, Image.DecompressionBombError # what Pillow says of bad files
 BIG_FILE = 2**28 # bytes; a JPEG file above this is not read whole
 try: from torchvision.io import ImageReadMode, decode_jpeg
 except ImportError: decode_jpeg = None # torchvision 0.29 announces that it will go; Pillow then does the same, slower
@@ -121,7 +122,7 @@ def read_image(
         with Image.open(io.BytesIO(src) if isinstance(src, bytes) else src) as im: pixels = _jpeg(src) if im.format=='JPEG' else None
         if pixels is None:
             with Image.open(io.BytesIO(src) if isinstance(src, bytes) else src) as im: pixels = torch.from_numpy(np.array(to_rgb(im))).permute(2,0,1)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e: raise ValueError(_what_is_wrong(src, e)) from e
+    except _UNREADABLE as e: raise ValueError(_what_is_wrong(src, e)) from e
     return pixels if size is None else fair_square(pixels, size, zoom)
 
 def _jpeg(src):
@@ -192,13 +193,13 @@ def decode_all(
     _try_all(lazy, read, desc)
     return out
 
-# %% ../nbs/01_data.ipynb #d7eac746
+# %% ../nbs/01_data.ipynb #5c8e6ff8
 def check_headers(lazy, desc='checking'):
     "A ValueError that names the files that are no images; pixels are not decoded."
     def look(i):
         try:
             with Image.open(io.BytesIO(s) if isinstance(s := lazy.sources[i], bytes) else s): pass
-        except (OSError, Image.DecompressionBombError) as e: raise ValueError(f"{lazy.name(i)}: {_what_is_wrong(s, e)}") from e
+        except _UNREADABLE as e: raise ValueError(f"{lazy.name(i)}: {_what_is_wrong(s, e)}") from e
     _try_all(lazy, look, desc)
 
 def _try_all(lazy, f, desc):
@@ -221,7 +222,7 @@ def _hold(sources, size, zoom, resident, desc, where=''):
     check_headers(lazy, desc)
     return lazy
 
-# %% ../nbs/01_data.ipynb #a105659e
+# %% ../nbs/01_data.ipynb #c0581a8b
 def list_folder(
     root, # folder with one sub-folder per class
 ) -> tuple: # (classes, files, labels)
@@ -248,7 +249,7 @@ def natural_size(
     for f in files[:2000]:
         try:
             with Image.open(f) as im: sides.append(min(im.size))
-        except (OSError, Image.DecompressionBombError): pass # `decode_all` will name it
+        except _UNREADABLE: pass # `decode_all` will name it
     return min(cap, int(np.median(sides))) if sides else cap
 
 def read_folder(

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SMALL', 'MODELS', 'ConvNet', 'make_model', 'load_weights']
 
-# %% ../nbs/04_models.ipynb #8b7dfdc4
+# %% ../nbs/04_models.ipynb #683deb06
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -57,7 +58,9 @@ MODELS = { # name -> builder(n_classes, size)
     'swin_v2_t':    _swin,
 }
 
-# %% ../nbs/04_models.ipynb #977df0c6
+# %% ../nbs/04_models.ipynb #cb60c09a
+_ONE = threading.Lock() # weights come from torch's global generator, one network at a time
+
 def make_model(
     name:str,      # a key of `MODELS`
     n_classes:int, # outputs
@@ -68,7 +71,7 @@ def make_model(
     "A network by name, its weights drawn from `seed`."
     build = lookup(MODELS, name, 'network')
     if weights=='imagenet': return _pretrained(name, n_classes, size)
-    with torch.random.fork_rng(devices=[]):
+    with _ONE, torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, 'weights').initial_seed())
         net = build(n_classes, size)
     return load_weights(net, weights) if weights else net

@@ -72,7 +72,7 @@ def check_scores(scores, labels):
     "A ValueError if scores and labels are not of the same images."
     if len(scores)!=len(labels): raise ValueError(f"{len(scores):,} scores for {len(labels):,} images: scores and images must come from the same set")
 
-# %% ../nbs/07_prune.ipynb #b2984473
+# %% ../nbs/07_prune.ipynb #d67c8591
 def water_fill(
     sizes:Tensor, # (…,S) int64 what each stratum has
     budget:int,   # how many to give out in each row
@@ -102,6 +102,7 @@ def ccs(
     keep = by_difficulty(scores, g)[:len(scores)-int(beta*len(scores))]
     check_budget(labels[keep], classes, ipc if balanced else 1, f'ipc={ipc} after cutting the hardest {beta:.0%}')
     s = scores[keep]
+    if not s.isfinite().all(): raise ValueError(f"{(~s.isfinite()).sum()} of the {len(s)} scores kept are infinite: strata of equal width need finite ones, choose another score")
     width = (s.max()-s.min()).clamp(min=1e-12)
     bins = ((s-s.min())/width*strata).long().clamp(max=strata-1)
     group, n_groups = (labels[keep], len(classes)) if balanced else (torch.zeros_like(keep), 1)

@@ -87,7 +87,7 @@ def score(
     "One difficulty an image."
     return lookup(dynamics, name, 'score of this file') if isinstance(dynamics, dict) else lookup(SCORES, name, 'score')(dynamics)
 
-# %% ../nbs/06_scores.ipynb #6f24a31f
+# %% ../nbs/06_scores.ipynb #b0ac4586
 @dataclass(frozen=True)
 class ScoreCfg:
     "The run that scores come from."
@@ -106,7 +106,7 @@ def record(
 ) -> Dynamics:
     "Train once on the full set and keep what every image did; resumable beside `path`, also under `torchrun`."
     path = path and Path(path)
-    if path and (found := shared(lambda: _found(path, len(full)))): return found
+    if path and (found := shared(lambda: _found(path, len(full), cfg))): return found
     dev = pick_device(device)
     rec = Recorder(len(full), cfg.el2n_epochs, dev)
     net = make_model(cfg.arch, full.n_classes, full.size[0], cfg.seed)
@@ -117,19 +117,22 @@ def record(
     if path: shared(keep) # the first process writes, the others wait
     return out
 
-def _found(path, n):
+def _found(path, n, cfg):
     "Recorded sums that are there already, or `None`; a damaged file is set aside."
     if not path.exists(): return None
-    try: return read_dynamics(path, n)
+    try: found = read_dynamics(path, n)
     except ValueError as e:
         if not damaged(path): raise # whole, but not ours or of another set
         set_aside(path, e.__cause__ or e)
+        return None
+    if found.meta!=plain(cfg): raise ValueError(f"{path} was recorded by another run ({found!r}): remove it, choose another file, or ask for the run it has")
+    return found
 
 def damaged(path) -> bool:
     "Whether a file is no complete .npz archive: cut short, empty, or noise."
-    try:
-        with zipfile.ZipFile(path) as z: return z.testzip() is not None
-    except (OSError, ValueError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile): return True
+    with open(path, 'rb') as f:
+        try: return zipfile.ZipFile(f).testzip() is not None
+        except (ValueError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile): return True
 
 def read_dynamics(
     path,       # what `Dynamics.save` wrote

@@ -150,7 +150,7 @@ def batch_loss(logits, labels, view, recipe, part=slice(None)):
     lam = view.mix.lam[part]
     return (lam*ce(labels)+(1-lam)*ce(labels[view.mix.partner])).sum()
 
-# %% ../nbs/05_train.ipynb #2224e81a
+# %% ../nbs/05_train.ipynb #2ceb6ce2
 SAVE_EVERY = 60. # seconds between checkpoints
 
 def train(
@@ -168,16 +168,16 @@ def train(
     desc:str='training',  # what this run is called, in the bar and in errors
 ) -> pd.DataFrame:        # a row an epoch: epoch, lr, loss, and the metrics where validated
     "Train a network on a set by a recipe; deterministic in `seed`, resumable from `ckpt`, in one process or under `torchrun`."
-    dev, (rank,world) = pick_device(device), join()
+    dev, (rank,world), log, saved = pick_device(device), join(), [], time.monotonic()
     _check_train(data, recipe)
-    if dev.type=='cpu': keep_memory()
-    model.to(dev).to(memory_format=layout(model)).train()
-    if isinstance(data.images, Tensor): data = data.to(dev)
-    opt = OPTIMIZERS[recipe.optimizer](param_groups(model, recipe), recipe)
-    name, log, saved = config_key(dict(recipe=config_key(recipe), seed=seed, n=len(data))), [], time.monotonic()
-    start, last = _resume(ckpt, name, model, opt, callbacks, log, dev), min(stop or recipe.epochs, recipe.epochs)
-    net = _in_step(model, dev) if world>1 else model
+    keep_memory() if dev.type=='cpu' else torch.cuda.set_device(dev) if dev.type=='cuda' else None
+    last = min(stop or recipe.epochs, recipe.epochs)
     with torch.random.fork_rng(devices=[dev] if dev.type=='cuda' else []), _explained(desc, log, last, recipe, data, dev, ckpt):
+        model.to(dev).to(memory_format=layout(model)).train()
+        if isinstance(data.images, Tensor): data = data.to(dev)
+        opt, name = OPTIMIZERS[recipe.optimizer](param_groups(model, recipe), recipe), _run_name(model, data, recipe, seed)
+        start = _resume(ckpt, name, model, opt, callbacks, log, dev)
+        net = _in_step(model, dev) if world>1 else model
         for epoch in progress(range(start, last), desc):
             row = dict(epoch=epoch, lr=recipe.rate(epoch), loss=_epoch(net, data, recipe, opt, seed, epoch, callbacks, dev, dtype))
             _check_loss(row, desc)
@@ -188,12 +188,12 @@ def train(
                 saved = time.monotonic()
     return pd.DataFrame([_floats(r) for r in log])
 
-# %% ../nbs/05_train.ipynb #ac1d2220
+# %% ../nbs/05_train.ipynb #af1edaa8
 def _epoch(net, data, recipe, opt, seed, epoch, callbacks, dev, dtype):
     "One pass over the set; returns the mean loss as a tensor on the device."
     (rank,world), mixed, lie = join(), recipe.augment.mix!='none', layout(net)
     g, total = generator(seed, 'views', epoch, device=dev), torch.zeros((), device=dev)
-    torch.manual_seed(generator(seed, 'dropout', epoch).initial_seed())
+    torch.manual_seed(generator(seed, 'dropout', epoch, *([rank] if rank else [])).initial_seed())
     order = torch.randperm(len(data), generator=generator(seed, 'order', epoch))
     if isinstance(data.images, Tensor): order = order.to(dev)
     steps = order.split(recipe.batch)
@@ -214,7 +214,7 @@ def _epoch(net, data, recipe, opt, seed, epoch, callbacks, dev, dtype):
     if world>1: dist.all_reduce(total)
     return total/len(data)
 
-# %% ../nbs/05_train.ipynb #099e7aa6
+# %% ../nbs/05_train.ipynb #cbf1a1d6
 class _Sum(torch.autograd.Function):
     "The sum over all processes; its gradient is the sum of theirs."
     @staticmethod
@@ -224,7 +224,7 @@ class _Sum(torch.autograd.Function):
     backward = forward
 
 class _BatchNorm(nn.BatchNorm2d):
-    "Batch normalisation over the images of all processes, where torch's `SyncBatchNorm` does not run."
+    "Batch normalisation over the images of all processes."
     def forward(self, x):
         if not self.training: return super().forward(x)
         x32 = x.float()
@@ -239,10 +239,8 @@ class _BatchNorm(nn.BatchNorm2d):
 
 def _in_step(model, dev):
     "The network as one of several that stay equal; `model` keeps its names and weights."
-    if dev.type=='cuda': model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    else:
-        for m in model.modules():
-            if type(m) is nn.BatchNorm2d: m.__class__ = _BatchNorm
+    for m in model.modules():
+        if type(m) is nn.BatchNorm2d: m.__class__ = _BatchNorm
     return nn.parallel.DistributedDataParallel(model, device_ids=[dev] if dev.type=='cuda' else None)
 
 def _gather(logits, n):
@@ -253,7 +251,7 @@ def _gather(logits, n):
     dist.all_gather(all_ := [torch.empty_like(mine) for _ in range(world)], mine)
     return torch.cat([z[:b-a] for z,a,b in zip(all_, ends, ends[1:])])
 
-# %% ../nbs/05_train.ipynb #3154708a
+# %% ../nbs/05_train.ipynb #4569c294
 def _check_train(data, recipe):
     if not len(data): raise ValueError("the set is empty: nothing to train on")
     if (absent := [c for c,n in zip(data.classes, data.counts.tolist()) if not n]) and len(absent)>=data.n_classes-1:
@@ -265,6 +263,8 @@ def _check_loss(row, desc):
 
 def _out_of_memory(e): return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(e) or 'out of memory' in str(e)
 
+def _peer_gone(e): return join()[1]>1 and (isinstance(e, dist.DistError) or any(w in str(e) for w in ('gloo', 'Gloo', 'NCCL', 'Connection', 'TCPStore')))
+
 @contextmanager
 def _explained(desc, log, last, recipe, data, dev, ckpt):
     "Say which run ended, where, and how to go on."
@@ -274,10 +274,10 @@ def _explained(desc, log, last, recipe, data, dev, ckpt):
     except (RuntimeError, MemoryError) as e:
         if _out_of_memory(e): raise MemoryError(f"{desc}: {dev} ran out of memory in epoch {len(log)} of {last}, with {recipe.batch} images of {data.size[0]} px a step: "
                                                 f"lower the batch, the size or the network, or free the device; then {go_on}") from e
-        if join()[1]>1: raise ConnectionError(f"{desc}: another process of the job is gone, in epoch {len(log)} of {last} ({str(e).splitlines()[0][:120]}): {go_on}") from e
+        if _peer_gone(e): raise ConnectionError(f"{desc}: another process of the job is gone, in epoch {len(log)} of {last} ({(str(e).splitlines() or [''])[0][:120]}): {go_on}") from e
         raise
 
-# %% ../nbs/05_train.ipynb #93db9cc5
+# %% ../nbs/05_train.ipynb #1ba6628b
 def _floats(row): return {k:v.item() if isinstance(v, Tensor) else v for k,v in row.items()}
 
 def _save(path, name, model, opt, callbacks, log):
@@ -285,11 +285,18 @@ def _save(path, name, model, opt, callbacks, log):
     torch.save(state, buf := io.BytesIO()) # to a file it would hide a full disk behind a RuntimeError
     atomic_write(path, lambda tmp: tmp.write_bytes(buf.getbuffer()))
 
+def _run_name(model, data, recipe, seed):
+    "What a checkpoint belongs to: network, labels, recipe, seed."
+    shapes = {k:list(v.shape) for k,v in model.state_dict().items()}
+    return config_key(dict(recipe=config_key(recipe), seed=seed, network=config_key(shapes), labels=config_key(data.labels.tolist())))
+
 def _read_ckpt(path, name):
     "What `_save` wrote, or `None`; a damaged file is set aside."
-    if not path or not Path(path).exists(): return None
-    data = io.BytesIO(Path(path).read_bytes())
+    try: data = io.BytesIO(Path(path).read_bytes()) if path else None
+    except FileNotFoundError: return None
+    if data is None: return None
     try: s = torch.load(data, map_location='cpu', weights_only=True)
+    except MemoryError: raise
     except Exception as e: # whatever torch says of noise
         set_aside(path, f'no checkpoint can be read from it: {type(e).__name__}')
         return None

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -19,12 +20,26 @@ def pytest_addoption(parser):
 def slow(request): return request.config.getoption('--slow')
 
 
+class Tally:
+    "What the fault tests counted."
+    def __init__(self): self.rows = []
+    def count(self, fault, tried, lost): self.rows.append(dict(fault=fault, tried=tried, survived=tried-lost, lost=lost))
+
+    @contextlib.contextmanager
+    def one(self, fault):
+        "One fault: lost if the body fails."
+        lost = 1
+        try:
+            yield
+            lost = 0
+        finally: self.count(fault, 1, lost)
+
+
 @pytest.fixture(scope='session')
 def tally(request):
-    "`tally(fault, tried, survived, lost)`; written to `--tally` at the end."
-    rows = []
-    yield lambda fault, tried, survived, lost: rows.append(dict(fault=fault, tried=tried, survived=survived, lost=lost))
-    if path := request.config.getoption('--tally'): path.write_text(json.dumps(rows, indent=1)+'\n')
+    "A `Tally`, written to `--tally` at the end."
+    yield (out := Tally())
+    if path := request.config.getoption('--tally'): path.write_text(json.dumps(out.rows, indent=1)+'\n')
 
 
 @pytest.fixture

@@ -910,9 +910,9 @@ def tight(request, tmp_path, many):
 def test_full_disk(what, tight, many, tally):
     "The file, the way out; neither a part nor a temporary file is left."
     place, full_disk = tight
-    with full_disk(): raises((place/'x', 'free some space or choose another place'), WRITERS[what], many, place, kind=OSError)
-    assert not list(place.iterdir())
-    tally(f'full disk while writing: {what}', 1, 1, 0)
+    with tally.one(f'full disk while writing: {what}'):
+        with full_disk(): raises((place/'x', 'free some space or choose another place'), WRITERS[what], many, place, kind=OSError)
+        assert not list(place.iterdir())
 
 
 def test_full_disk_from_the_shell(tight, tmp_path, refused):
@@ -969,9 +969,9 @@ def test_row_is_whole_or_reported(tight, tally):
         for i in range(40):
             rows.add(dict(key=str(i), note='x'*700))
             taken.append(str(i))
-    with full_disk(): raises((rows.path, 'free some space'), fill, kind=OSError)
-    assert [r['key'] for r in rows.all()] == taken and rows.path.read_bytes().endswith(b'\n')   # what did not fit was taken back
-    tally('full disk while writing: rows', 1, 1, 0)
+    with tally.one('full disk while writing: rows'):
+        with full_disk(): raises((rows.path, 'free some space'), fill, kind=OSError)
+        assert [r['key'] for r in rows.all()] == taken and rows.path.read_bytes().endswith(b'\n')   # what did not fit was taken back
 
 
 def test_row_after_a_torn_one(tmp_path):

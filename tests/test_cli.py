@@ -71,3 +71,28 @@ def test_bench_on_a_folder_then_report(folders, tmp_path, clean_env):
     sh('report', tmp_path/'bench.jsonl', '--out', tmp_path/'r.html', env=clean_env)
     page = (tmp_path/'r.html').read_text()
     assert '<table' in page and 'data:image/png;base64' in page and not re.findall(r'(?:src|href)="(?!data:)', page)
+
+
+def test_speed_exits_with_1_when_something_is_broken(tmp_path, monkeypatch, capsys):
+    "A ratio below half of its target; one that is merely missed is a line of the table and no failure."
+    import pandas as pd
+    from pca_nb import speed
+    from pca_nb.cli import main
+    for ratio, code in ((1.9, 1), (2.1, 0), (4.5, 0)):
+        r = speed.Result('reading', 'a loop', ratio, ratio, ratio, 5, 4.)
+        table = pd.DataFrame([vars(r)|dict(verdict=r.verdict)])
+        table.attrs.update(cpu='a cpu', cores=2, device='cpu', dtype='float32', torch='2', scale='quick')
+        monkeypatch.setattr(speed, 'speed', lambda *a: table)
+        monkeypatch.setattr(sys, 'argv', ['pca-nb', 'speed', '--quick', '--home', str(tmp_path)])
+        with pytest.raises(SystemExit) as e: main()
+        said = capsys.readouterr()
+        assert e.value.code == code and ('below half of 4' in said.err) == bool(code) and ('missed' in said.out) == (ratio < 4)
+        assert speed.read_speed(tmp_path/'speed.json').ratio[0] == ratio
+
+
+def test_speed_of_one_thing(tmp_path, clean_env):
+    "A real run of the shortest measurement."
+    r = subprocess.run([Path(sys.executable).parent/'pca-nb', 'speed', '--quick', '--only', 'help', '--out', tmp_path/'s.json'], capture_output=True, text=True, env=clean_env)
+    assert r.returncode == 0 and 'pca-nb --help' in r.stdout, r.stderr
+    r = subprocess.run([Path(sys.executable).parent/'pca-nb', 'speed', '--only', 'teleport', '--out', tmp_path/'t.json'], capture_output=True, text=True, env=clean_env)
+    assert r.returncode == 2 and "no measurement has 'teleport' in its name" in r.stderr and not (tmp_path/'t.json').exists()

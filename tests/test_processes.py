@@ -82,13 +82,13 @@ def test_two_processes_train_and_score_as_one(arch, mix, n, epochs, tol, tmp_pat
     for k in one: assert torch.allclose(one[k].float(), two[k].float(), atol=tol), k
     a, b = (read_dynamics(tmp_path/k/'scores.npz') for k in '12')
     assert a.epochs == b.epochs == epochs
-    for k in SUMS: assert (a.sums[k]-b.sums[k]).abs().quantile(.95) < max(10*tol, 1e-4), k
+    for k in SUMS: assert (a.sums[k]-b.sums[k]).abs().quantile(1. if epochs == 1 else .95) < max(10*tol, 1e-3), k
     assert (b.sums['el2n'] > 0).all() and (b.sums['entropy'] > 0).all()   # every image was recorded
     assert not list(tmp_path.rglob('.*tmp*'))
 
 
 def test_every_image_is_recorded_once_an_epoch(tmp_path):
-    "With steps of length zero a network answers the same each epoch: sums are exact multiples."
+    "With steps of length zero a network answers the same each epoch: the sums of three epochs are three times those of one."
     (tmp_path/'job.py').write_text('''
 import sys, torch
 from dataclasses import replace
@@ -98,16 +98,16 @@ from pca_nb.data import load_data
 from pca_nb.scores import ScoreCfg, record
 from pca_nb.train import RECIPES
 engine.pick_dtype = lambda dev: torch.float32
-still = replace(RECIPES['ccs'], epochs=3, batch=50, lr=1e-30, lr_min=0., augment=Augment(crop_scale=None, flip=0.))
-record(load_data('digits')[torch.arange(203)], ScoreCfg('convnet3', still, el2n_epochs=9), sys.argv[1], 'cpu')
+for epochs in (1, 3):
+    still = replace(RECIPES['ccs'], epochs=epochs, batch=50, lr=1e-30, lr_min=0., augment=Augment(crop_scale=None, flip=0.))
+    record(load_data('digits')[torch.arange(203)], ScoreCfg('convnet3', still, el2n_epochs=9), f'{sys.argv[1]}/{epochs}.npz', 'cpu')
 ''')
-    r = subprocess.run([Path(sys.executable).parent/'torchrun', '--nproc-per-node', '2', '--rdzv-backend', 'c10d', '--rdzv-endpoint', 'localhost:0', tmp_path/'job.py', tmp_path/'s.npz'],
+    r = subprocess.run([Path(sys.executable).parent/'torchrun', '--nproc-per-node', '2', '--rdzv-backend', 'c10d', '--rdzv-endpoint', 'localhost:0', tmp_path/'job.py', tmp_path],
                        capture_output=True, text=True, env=os.environ | dict(CI='1', OMP_NUM_THREADS='1'))
     assert r.returncode == 0, r.stderr[-3000:]
-    d = read_dynamics(tmp_path/'s.npz')
-    assert set(d.sums['correct'].tolist()) <= {0., 3.} and (d.sums['forgotten'] == 0).all()
-    one = (d.sums['el2n']/3)
-    assert (one > .5).all() and (one < 2**.5).all()   # an untrained network, three times, none missing and none doubled
+    one, three = (read_dynamics(tmp_path/f'{k}.npz') for k in (1, 3))
+    for k in ('el2n', 'margin', 'logit_margin', 'correct'): assert torch.allclose(3*one.sums[k], three.sums[k], atol=1e-4), k
+    assert (one.sums['el2n'] > .1).all() and (three.sums['forgotten'] == 0).all()
 
 
 def test_a_dead_process_ends_the_job_and_leaves_a_checkpoint(tmp_path, tally):
@@ -121,8 +121,7 @@ def test_a_dead_process_ends_the_job_and_leaves_a_checkpoint(tmp_path, tally):
         r = start(2, tmp_path/out, dies=-2)
         assert r.returncode == 0, r.stderr[-3000:]
     (one, log1), (two, log2) = (outcome(tmp_path/k) for k in 'ab')
-    tally('kill -9 of one process of a torchrun job', 1, 1, 0)
-    assert log1['loss'] == log2['loss'] and all(torch.equal(one[k], two[k]) for k in one)
+    with tally.one('kill -9 of one process of a torchrun job'): assert log1['loss'] == log2['loss'] and all(torch.equal(one[k], two[k]) for k in one)
 
 
 def test_shares_cover_a_batch():
@@ -178,7 +177,7 @@ def test_a_killed_worker_of_a_process_pool_loses_nothing(tmp_path, tally):
     with pool(2) as ex: frame = run_grid(LONG, rows, tmp_path, executor=ex, device='cpu')
     after = {r['key']: r['seconds'] for r in rows.all()}
     again = sum(after[k] != v for k, v in got['before'].items())
-    tally('kill -9 of a worker of a process pool', 1, int(again == 0), int(again > 0))
+    tally.count('kill -9 of a worker of a process pool', 1, int(again > 0))
     assert len(frame) == 4 and 1 <= kept and again == 0 and not list((tmp_path/'ckpt').iterdir())
 
 
@@ -197,7 +196,7 @@ def test_dask_makes_the_same_rows_and_survives_a_killed_worker(tmp_path, alone, 
         killer.join()
     after = {r['key']: r['seconds'] for r in rows.all()}
     again = sum(after[k] != v for k, v in got['before'].items())
-    tally('kill -9 of a Dask worker', 1, int(again == 0), int(again > 0))
+    tally.count('kill -9 of a Dask worker', 1, int(again > 0))
     assert len(frame) == 4 and again == 0 and rows.path.read_text().count('\n') == 4
 
 

@@ -14,7 +14,7 @@ import io, json, resource, struct, sys, time, zlib
 import numpy as np
 from PIL import Image
 from pca_nb.data import read_image
-from pca_nb.speed import photos
+from pca_nb.usual import photos
 per_format, seed = int(sys.argv[1]), int(sys.argv[2])
 rng = np.random.default_rng(seed)
 a = photos(1, 64).images[0].permute(1, 2, 0).numpy()
@@ -66,7 +66,7 @@ def test_mutated_files_are_read_or_named(slow, tally):
     r = subprocess.run([sys.executable, '-c', READ, '1600' if slow else '240', '0'], capture_output=True, text=True, timeout=900, env=os.environ | dict(CI='1'))
     assert r.returncode == 0, r.stderr[-3000:]
     out = json.loads(r.stdout.splitlines()[-1])
-    tally('image files mutated', out['files'], out['read']+out['named'], out['files']-out['read']-out['named'])
+    tally.count('image files mutated', out['files'], out['files']-out['read']-out['named'])
     assert out['files'] >= 2000 and not out['odd'], out
     assert out['read'] > 200 and out['named'] > 200 and out['slowest'] < 10 and out['peak_mb'] < 2500, out
 
@@ -75,10 +75,24 @@ def test_a_huge_image_in_a_folder_is_named(tmp_path):
     "From a folder, as a user meets it: the error names the file and the way out, before anything is decoded at full size."
     import pytest
     from pca_nb.data import read_folder
-    from pca_nb.speed import photos
+    from pca_nb.usual import photos
     from pca_nb.data import to_folder
     root = to_folder(photos(20, 24), tmp_path/'s')/'images'
     chunk = lambda kind, body: struct.pack('>I', len(body))+kind+body+struct.pack('>I', zlib.crc32(kind+body))
     (root/'0'/'bomb.png').write_bytes(b'\x89PNG\r\n\x1a\n'+chunk(b'IHDR', struct.pack('>IIBBBBB', 30_000, 30_000, 8, 2, 0, 0, 0))+chunk(b'IDAT', zlib.compress(bytes(10**6)))+chunk(b'IEND', b''))
     (tmp_path/'s'/'pca_nb.json').unlink()
     with pytest.raises(ValueError, match=r'1 of 21 images cannot be read: .*bomb.png: .*900000000 pixels.*repair or remove'): read_folder(root)
+
+
+def test_mutated_files_of_a_folder_are_named(tmp_path):
+    "The way a user meets them: sizes are guessed from headers, then everything is decoded, or only looked over."
+    import numpy as np
+    import pytest
+    from pca_nb.data import read_folder
+    rng = np.random.default_rng(0)
+    for c in 'ab':
+        (tmp_path/c).mkdir()
+        for i in range(6): (tmp_path/c/f'{i}.ppm').write_bytes(b'P6\n8 8\n255\n'+rng.bytes(192))
+    (tmp_path/'a'/'junk.ppm').write_bytes(b'P6\nabc 8\n255\n'+rng.bytes(192))
+    for resident in (True, False):
+        with pytest.raises(ValueError, match=r'1 of 13 images cannot be read: .*junk.ppm: '): read_folder(tmp_path, resident=resident)
