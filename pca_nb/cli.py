@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-# %% ../nbs/19_cli.ipynb #6a08020e
+# %% ../nbs/19_cli.ipynb #5ad9c89a
 class Stopped(Exception): "Ctrl-C or a scheduler's SIGTERM, with the words for it."
 
 class _Group(typer.core.TyperGroup):
@@ -57,13 +57,12 @@ def main():
     "Run a command; what the user can mend is said in one line."
     signal.signal(signal.SIGTERM, _terminated) # torchrun and Slurm say goodbye with it
     warnings.showwarning = partial(_warn, warnings.showwarning)
-    try: app()
-    except Stopped as e:
-        _tell(e)
-        sys.exit(130)
-    except (ValueError, KeyError, OSError, FloatingPointError, MemoryError) as e:
-        _tell(_words(e))
-        sys.exit(2)
+    try: return app()
+    except Stopped as e: words, code = e, 130
+    except (ValueError, KeyError, OSError, FloatingPointError, MemoryError) as e: words, code = _words(e), 2
+    signal.signal(signal.SIGTERM, signal.SIG_IGN) # let the last words be whole
+    _tell(words)
+    sys.exit(code)
 
 # %% ../nbs/19_cli.ipynb #07ac4684
 Home = A[Path, typer.Option(help="Folder for rows, scores and checkpoints.", envvar='PCA_NB_HOME')]
