@@ -291,7 +291,7 @@ def helping(scale:Scale) -> list:
     s = sorted(once() for _ in range(scale.repeats))
     return [Result('pca-nb --help', '1 second', 1/s[len(s)//2], 1/s[-1], 1/s[0], len(s), 1., s[len(s)//2], 1., 's')]
 
-# %% ../nbs/18_speed.ipynb #0ea01cfb
+# %% ../nbs/18_speed.ipynb #3502acf7
 KINDS = { # kind -> words in an operator's name
     'convolutions':['convolution'], 'normalisation':['batch_norm', 'group_norm'], 'activation and pooling':['threshold', 'clamp_min', 'pool'],
     'views':['grid_sampler', 'gather', 'index', 'rand', 'arange', 'sub_', 'div_', 'where', 'cat', 'sort'], 'optimiser':['adam', 'sgd'], 'linear layer and loss':['mm', 'softmax', 'nll'],
@@ -303,6 +303,7 @@ def shares(
     batch:int,
 ) -> dict:      # kind -> percent of the operators' own time; `KINDS` and 'other'
     "What an epoch of `train` on the CPU spends its time on."
+    os.environ.setdefault('KINETO_LOG_LEVEL', '99') # its log is not for us
     from torch.profiler import ProfilerActivity, profile
     data, net = photos(4*batch, size), make_model(arch, 10, size)
     run = lambda: train(net, data, replace(HARD, batch=batch, epochs=1), device='cpu')

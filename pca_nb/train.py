@@ -91,7 +91,7 @@ def scaled(
     epochs = max(recipe.epochs, math.ceil(total/math.ceil(n/batch)))
     return replace(recipe, batch=batch, epochs=epochs, eval_every=max(1, math.ceil(epochs*recipe.eval_every/recipe.epochs)))
 
-# %% ../nbs/05_train.ipynb #c232d345
+# %% ../nbs/05_train.ipynb #da6aec26
 @torch.no_grad()
 def evaluate(
     model:nn.Module, # on any device
@@ -124,7 +124,7 @@ def layout(
 ) -> torch.memory_format:
     "How a network's images should lie in memory: channels last, except where torch is slow at it."
     dev = next(model.parameters()).device.type
-    slow = dev=='mps' or dev=='cpu' and any(isinstance(m, nn.GroupNorm) for m in model.modules()) # bf16 group norm: 2.6 times slower, see `speed`
+    slow = dev=='mps' or dev=='cpu' and any(isinstance(m, nn.GroupNorm) for m in model.modules()) # bf16 group norm: 2.6 times slower, measured once, see e01_engine
     return torch.contiguous_format if slow else torch.channels_last
 
 # %% ../nbs/05_train.ipynb #b838f9ef
@@ -150,7 +150,7 @@ def batch_loss(logits, labels, view, recipe, part=slice(None)):
     lam = view.mix.lam[part]
     return (lam*ce(labels)+(1-lam)*ce(labels[view.mix.partner])).sum()
 
-# %% ../nbs/05_train.ipynb #2ceb6ce2
+# %% ../nbs/05_train.ipynb #f65e7e6c
 SAVE_EVERY = 60. # seconds between checkpoints
 
 def train(
@@ -170,7 +170,8 @@ def train(
     "Train a network on a set by a recipe; deterministic in `seed`, resumable from `ckpt`, in one process or under `torchrun`."
     dev, (rank,world), log, saved = pick_device(device), join(), [], time.monotonic()
     _check_train(data, recipe)
-    keep_memory() if dev.type=='cpu' else torch.cuda.set_device(dev) if dev.type=='cuda' else None
+    if dev.type=='cpu': keep_memory()
+    if dev.type=='cuda' and dev.index is not None: torch.cuda.set_device(dev)
     last = min(stop or recipe.epochs, recipe.epochs)
     with torch.random.fork_rng(devices=[dev] if dev.type=='cuda' else []), _explained(desc, log, last, recipe, data, dev, ckpt):
         model.to(dev).to(memory_format=layout(model)).train()

@@ -44,19 +44,20 @@ def write_jpegs(root:Path, n:int) -> Path:
         sources[rng.integers(2)].crop((left, top, left+480, top+360)).save(root/'ab'[i%2]/f'{i:05d}.jpg', quality=90)
     return root
 
-# %% ../nbs/17_usual.ipynb #abdb83ab
+# %% ../nbs/17_usual.ipynb #0ca8b34c
 def usual_loader(
     folder,      # class folders of image files
     size:int,    # side of what the network sees, pixels
     batch:int,
     cells:bool=False, # first cut one random cell out of a 2×2 composite
     keep:bool=True,   # workers live on between epochs; False is PyTorch's default
+    stats=IMAGENET_STATS, # ((3) mean, (3) std) of pixels in [0,1]
 ):
     "ImageFolder, PIL transforms, one worker a core."
     import torchvision.transforms as T
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
-    steps = [T.RandomResizedCrop(size), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(*IMAGENET_STATS)]
+    steps = [T.RandomResizedCrop(size), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(*stats)]
     return DataLoader(ImageFolder(folder, T.Compose([_one_cell]*cells+steps)), batch, shuffle=True, num_workers=os.cpu_count(), persistent_workers=keep)
 
 def _one_cell(im):
@@ -164,12 +165,11 @@ def loop_combining(images:Tensor, idx:list) -> Tensor:
         out.append(torch.from_numpy(np.array(canvas)).permute(2,0,1))
     return torch.stack(out)
 
-# %% ../nbs/17_usual.ipynb #f6e2da84
+# %% ../nbs/17_usual.ipynb #848129de
 def usual_run(folder, test:ImageSet, arch:str, recipe, seed:int) -> dict:
     "A full training in the usual loop (AdamW, cosine by epoch), measured in float32 at the end."
     torch.manual_seed(seed)
-    net, loader = make_model(arch, test.n_classes, test.size[0], seed), usual_loader(folder, test.size[0], recipe.batch)
-    loader.dataset.transform.transforms[-1].mean, loader.dataset.transform.transforms[-1].std = test.stats
+    net, loader = make_model(arch, test.n_classes, test.size[0], seed), usual_loader(folder, test.size[0], recipe.batch, stats=test.stats)
     opt = torch.optim.AdamW(param_groups(net, recipe), lr=recipe.lr, betas=recipe.betas)
     for epoch in range(recipe.epochs):
         for group in opt.param_groups: group['lr'] = recipe.rate(epoch)
