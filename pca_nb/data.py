@@ -9,13 +9,14 @@ __all__ = ['IMAGENET_STATS', 'BIG_FILE', 'RESIDENT', 'IMAGE_COLUMNS', 'LABEL_COL
            'encode', 'encode_set', 'class_folders', 'to_folder', 'check_new', 'to_parquet', 'save', 'read_npz',
            'bytes_on_disk', 'DataInfo', 'load_data', 'match_classes']
 
-# %% ../nbs/01_data.ipynb #941f3802
+# %% ../nbs/01_data.ipynb #ebe45f7e
 import io, json, math, os, shutil, tempfile, zipfile
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from PIL import Image, ImageOps
@@ -498,7 +499,7 @@ def _fashion(split, size, zoom):
     read = lambda kind,skip: np.frombuffer(gzip.open(DEBIAN/f'{stem}-{kind}-ubyte.gz').read(), np.uint8, offset=skip)
     return _arrays(read('images-idx3', 16).reshape(-1,28,28), read('labels-idx1', 8).astype(np.int64), FASHION, size)
 
-# %% ../nbs/01_data.ipynb #ee67d031
+# %% ../nbs/01_data.ipynb #ccfecd14
 def _imagenette(split, size, zoom):
     import torchvision.datasets as D
     D.Imagenette(data_home(), split=dict(train='train', test='val')[split], size='160px', download=True)
@@ -519,9 +520,13 @@ def _imagenet(split, size, zoom):
     return ImageSet(_hold([f for f,_ in d.samples], size, zoom, None, 'reading imagenet'), torch.tensor(d.targets), d.wnids,
                     files=tuple(os.path.relpath(f, d.root) for f,_ in d.samples))
 
+def _first_classes(name, n, split, size, zoom):
+    s = _known(name, split, size, zoom)
+    return replace(s[(s.labels<n).nonzero()[:,0]], classes=s.classes[:n], index=None)
+
 def _only_local(name, split, *_): raise ValueError(f"{name}-{split}.parquet is not in {data_home()}: put it there or set PCA_NB_DATA")
 
-# %% ../nbs/01_data.ipynb #c4239f4f
+# %% ../nbs/01_data.ipynb #b5706b53
 DATASETS = { # name -> DataInfo
     'digits':          DataInfo(16, 10, _digits, ((.305,)*3, (.319,)*3), flip=0.),
     'fashion-mnist':   DataInfo(28, 10, _fashion, ((.286,)*3, (.353,)*3)),
@@ -530,6 +535,7 @@ DATASETS = { # name -> DataInfo
     'imagenette':      DataInfo(160, 10, _imagenette, local='imagenette160'),
     'tinyimagenet':    DataInfo(64, 200, _tiny),
     'tinyimagenet100': DataInfo(64, 100, partial(_only_local, 'tinyimagenet100')),
+    **{f'tinyimagenet{n}': DataInfo(64, n, partial(_first_classes, 'tinyimagenet100', n)) for n in (10,25,50)},
     'imagenet':        DataInfo(224, 1000, _imagenet),
 }
 
@@ -552,7 +558,8 @@ def _known(name, split, size, zoom):
     if split not in ('train','test'): raise ValueError(f"split={split!r}: choose 'train' or 'test'")
     info = DATASETS[name]
     size, local = size or info.size, data_home()/f'{info.local or name}-{split}.parquet'
-    s = read_parquet(local, size, zoom) if local.exists() else info.read(split, size, zoom)
+    try: s = read_parquet(local, size, zoom) if local.exists() else info.read(split, size, zoom)
+    except URLError as e: raise ValueError(f"{name} could not be downloaded ({e.reason}): put {local.name} into {data_home()}, or set PCA_NB_DATA to the folder that has it") from e
     return replace(s, name=name, stats=info.stats)
 
 # %% ../nbs/01_data.ipynb #2c855c0b

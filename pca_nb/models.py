@@ -28,7 +28,7 @@ class ConvNet(nn.Sequential):
         block = lambda i: [nn.Conv2d(width if i else 3, width, 3, padding=1), lookup(make, norm, 'norm')(), nn.ReLU(inplace=True), nn.AvgPool2d(2)]
         super().__init__(*[l for i in range(depth) for l in block(i)], nn.Flatten(), nn.Linear(width*(size>>depth)**2, n_classes))
 
-# %% ../nbs/04_models.ipynb #6d3cd862
+# %% ../nbs/04_models.ipynb #a98d3e81
 SMALL = 64 # pixels; at this size and below a network takes its small-image form
 
 def _resnet(name, n_classes, size):
@@ -48,9 +48,9 @@ def _swin(n_classes, size):
                            block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2)
 
 MODELS = { # name -> builder(n_classes, size)
-    'convnet2-w32': partial(ConvNet, depth=2, width=32, norm='batch'), # for 16 px and for tests
-    'convnet3':     ConvNet,                                           # the distillation literature's
-    'convnet3-w64': partial(ConvNet, width=64, norm='batch'),          # the same idea at a quarter of the work
+    **{f'convnet{d}-w32': partial(ConvNet, depth=d, width=32, norm='batch') for d in (2,3,4,5)}, # small ones for two CPU cores: 16, 32, 64 and 128 px
+    'convnet3':     ConvNet, # the distillation literature's
+    'convnet3-w64': partial(ConvNet, width=64, norm='batch'),
     'convnet3-bn':  partial(ConvNet, norm='batch'),
     'convnet4-bn':  partial(ConvNet, depth=4, norm='batch'),
     **{f'resnet{d}': partial(_resnet, f'resnet{d}') for d in (18, 34, 50, 101)},

@@ -51,7 +51,7 @@ class Recorder(Callback):
         to = lambda v: v.to(self.was_right.device)
         self.sums, self.was_right, self.epochs = {k:to(v) for k,v in state['sums'].items()}, to(state['was_right']), state['epochs']
 
-# %% ../nbs/06_scores.ipynb #946a5958
+# %% ../nbs/06_scores.ipynb #8b4a5364
 @dataclass
 class Dynamics:
     "The recorded sums of a run, and what they were recorded from."
@@ -73,6 +73,7 @@ SCORES = { # name -> (N,) float from `Dynamics`; larger = harder
     'el2n':           lambda d: d.sums['el2n'],                              # Paul et al. 2021, 2107.07075; summed as in CCS's file
     'el2n-mean':      lambda d: d.sums['el2n']/min(d.el2n_epochs, d.epochs), # per epoch, in [0,√2]
     'forgetting':     lambda d: d.sums['forgotten'],                         # CCS, DeepCore: never-learned = 0
+    'forgetting-el2n':lambda d: d.sums['forgotten']+d.sums['el2n']/(2*d.el2n_epochs), # our addition: EL2N, always below 1 here, breaks its ties
     'forgetting-inf': lambda d: torch.where(d.sums['correct']==0, torch.inf, d.sums['forgotten']), # Toneva et al. 2019, 1812.05159
     'aum':            lambda d: -d.sums['margin'],                           # CCS: sum of probability margins
     'aum-logit':      lambda d: -d.sums['logit_margin']/d.epochs,            # Pleiss et al. 2020, 2001.10528: mean logit margin
@@ -87,7 +88,7 @@ def score(
     "One difficulty an image."
     return lookup(dynamics, name, 'score of this file') if isinstance(dynamics, dict) else lookup(SCORES, name, 'score')(dynamics)
 
-# %% ../nbs/06_scores.ipynb #b0ac4586
+# %% ../nbs/06_scores.ipynb #02725b05
 @dataclass(frozen=True)
 class ScoreCfg:
     "The run that scores come from."
@@ -96,6 +97,7 @@ class ScoreCfg:
     seed:int=0                     # weights, order, views
     stop:int=0                     # epochs really run; 0 = all of the recipe's
     el2n_epochs:int=10             # epochs in the EL2N sum
+    size:int=0                     # side the images must have, pixels; 0 = any
 
 def record(
     full:ImageSet,   # the images to judge
@@ -105,6 +107,7 @@ def record(
     test=None,       # measured on the way, for the log
 ) -> Dynamics:
     "Train once on the full set and keep what every image did; resumable beside `path`, also under `torchrun`."
+    if cfg.size and full.size[0]!=cfg.size: raise ValueError(f"{full!r} cannot be scored by a run at {cfg.size} px: load it at that size")
     path = path and Path(path)
     if path and (found := shared(lambda: _found(path, len(full), cfg))): return found
     dev = pick_device(device)

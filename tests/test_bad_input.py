@@ -22,7 +22,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pca_nb import bench, cli, data, report, scores, train
+from pca_nb import bench, cli, data, report, scores, train, tables
 from pca_nb.combine import Tiling
 from pca_nb.core import Damaged
 from pca_nb.data import ImageSet, load_data
@@ -770,6 +770,14 @@ def test_unknown_name_is_found_before_reading(what, full, held, refused, no_read
 def test_unknown_data_lists_the_known(refused):
     "Neither a path nor a name."
     refused('compress', 'cifar11', says=("'cifar11'", *data.DATASETS, 'give a path'))
+
+
+@pytest.mark.parametrize('words, says', [
+    (('t99',), ("'t99'", *tables.TABLES)), (('t05', '--scale', 'huge'), ("'huge'", *tables.SCALES)),
+    (('t05', '--ipc', '7'), ('1, 10', '7')), (('t05', '--ipc', 'ten'), ("'ten'", 'whole numbers'))])
+def test_unknown_table_scale_or_ipc(words, says, refused):
+    "What there is to choose from, before any run."
+    refused('table', *words, says=says)
 
 
 @pytest.mark.parametrize('what', ['compress', 'score', 'evaluate', 'bench'])
