@@ -65,7 +65,7 @@ METHODS = { # name -> Method
     **{f'{m}+{p}': Method(f, s, 2, p) for m,f,s in (('pca',make_pca,'el2n'), ('tiles',make_tiles,'')) for p in SEEN},
 }
 
-# %% ../nbs/12_bench.ipynb #2a5f8e78
+# %% ../nbs/12_bench.ipynb #f14f10ba
 @dataclass(frozen=True)
 class Protocol:
     "What a data set's pictures and the machine ask for, fixed before any run."
@@ -82,19 +82,19 @@ PROTOCOLS = { # data -> Protocol; others follow `protocol_of`
     'digits':  Protocol('convnet2-w32', Augment(crop_scale=(.5,1.), flip=0.), 'fit'),
     'fashion-mnist': Protocol('convnet3-bn'),
 }
-PHOTOS = {'cifar10':32, 'imagenette':64, **{f'tinyimagenet{c}':32 for c in (10,25,50)}, 'tinyimagenet100':64} # data -> side at which it is scored, pixels
+PHOTOS = ('cifar10', 'imagenette', *(f'tinyimagenet{c}' for c in (10,25,50,100))) # the photographs measured on two CPU cores, see 19_tables
 
 def protocol_of(
     data:str, # a key of `DATASETS`, or any name
     size:int, # side of the images, pixels
 ) -> Protocol:
     "The fixed protocol of a data set; by size for those without one: ConvNet-3 up to 64 px, ResNet-18 above."
-    if data in PHOTOS: return Protocol(_small(size), epochs=1, score_size=PHOTOS[data], score_epochs=20, score_runs=3, score_once=True)
+    if data in PHOTOS: return Protocol(_small(size), epochs=1, score_size=64*(data=='imagenette'), score_epochs=20, score_runs=5, score_once=True)
     return PROTOCOLS.get(data) or Protocol('convnet2-w32' if size<=16 else 'convnet3-bn' if size<=64 else 'resnet18')
 
-def _small(size): return f'convnet{min(5, size.bit_length()-3)}-w32' # ends in 4×4 positions, 5×5 from 160 px
+def _small(size): return f'convnet{max(2, min(5, size.bit_length()-3))}-w32' # ends in 4×4 positions, 5×5 at 160 px
 
-# %% ../nbs/12_bench.ipynb #732d0712
+# %% ../nbs/12_bench.ipynb #e080327e
 @dataclass(frozen=True)
 class RunCfg:
     "One training run. Every field is part of its identity; paths, devices and worker counts are not fields."
@@ -123,7 +123,7 @@ def run_cfg(
     factor:int=0,        # cells along each axis; 0 = the method's own
     shrink:str='',       # a key of `SHRINKS`; '' = the protocol's
     views:dict={},       # fields of `Augment` that differ from the protocol's, for the students only
-    **scale,             # `per_epoch`, `total`, `least` of `scaled`
+    **scale,             # `per_epoch`, `total`, `least` of `scaled`; a `total` is met even if it is less than the protocol's epochs
 ) -> RunCfg:
     "The configuration of one row, every constant filled in."
     m, info = lookup(METHODS, method, 'method'), DATASETS.get(data)
@@ -132,27 +132,28 @@ def run_cfg(
     lookup(MODELS, arch or p.arch, 'network')
     tiling = Tiling(factor or m.factor, shrink or p.shrink) if m.factor>1 else Tiling(1)
     return RunCfg(data, method, ipc, seed, size, arch or p.arch,
-                  replace(scaled(replace(lookup(RECIPES, recipe, 'recipe'), epochs=p.epochs), ipc*n_classes, **scale), augment=replace(p.views, patches=m.patches, **views)),
-                  tiling, scoring_cfg(data, size, n_full, m.score, seed) if m.score else None)
+                  replace(scaled(replace(lookup(RECIPES, recipe, 'recipe'), epochs=1 if 'total' in scale else p.epochs), ipc*n_classes, **scale), augment=replace(p.views, patches=m.patches, **views)),
+                  tiling, scoring_cfg(data, size, n_full, m.score, seed, arch) if m.score else None)
 
-# %% ../nbs/12_bench.ipynb #d7b5178b
+# %% ../nbs/12_bench.ipynb #002a9964
 def scoring_cfg(
     data:str,    # a key of `DATASETS`, or a name for other images
     size:int,    # pixels
     n_full:int,  # images in the full set
     score:str,   # a key of `SCORES`
     seed:int=0,  # of the run that ranks by them
+    arch:str='', # scores images that have no protocol of their own; '' = by size
 ) -> ScoreCfg:
     "The scoring run of the data's protocol: SGD as in CCS's, at least 40 steps an epoch."
     p = protocol_of(data, size)
     size = p.score_size or size
-    recipe = scaled(replace(RECIPES['ccs'], epochs=p.score_epochs), n_full, per_epoch=40)
-    return ScoreCfg(protocol_of(data, size).arch, replace(recipe, augment=p.views), seed%p.score_runs, 0 if p.score_once else 10*score.startswith('el2n'), size=size)
+    recipe, own = scaled(replace(RECIPES['ccs'], epochs=p.score_epochs), n_full, per_epoch=40), data in PHOTOS or data in PROTOCOLS
+    return ScoreCfg(not own and arch or protocol_of(data, size).arch, replace(recipe, augment=p.views), seed%p.score_runs, 0 if p.score_once else 10*score.startswith('el2n'), size=size)
 
 N_TRAIN = {'digits':1197, 'fashion-mnist':60_000, 'cifar10':50_000, 'cifar100':50_000, 'imagenette':9469, 'tinyimagenet':100_000,
            **{f'tinyimagenet{c}':300*c for c in (10,25,50,100)}, 'imagenet':1_281_167} # images in the training split
 
-# %% ../nbs/12_bench.ipynb #2c648a02
+# %% ../nbs/12_bench.ipynb #a12b0bcf
 def make_set(
     cfg:RunCfg,     # the run
     full:ImageSet,  # the images to compress
@@ -167,7 +168,8 @@ def make_set(
 def _difficulty(s, dynamics):
     "Mean scores of the images in a set, where the run recorded them."
     if not isinstance(dynamics, Dynamics): return {}
-    return {k:round(score(dynamics, k)[s.index].mean().item(), 4) for k in ('el2n','forgetting','aum','entropy')}
+    whole = dynamics.epochs>dynamics.el2n_epochs # else only EL2N is what it says
+    return {k:round(score(dynamics, k)[s.index].mean().item(), 4) for k in ('el2n',)+('forgetting','aum','entropy')*whole}
 
 def _name(cfg): return f'{cfg.data} {cfg.method} ipc {cfg.ipc} seed {cfg.seed} ({cfg.key})'
 
@@ -193,7 +195,7 @@ def run_one(
                 set=hashlib.sha1(s.index.numpy().tobytes()).hexdigest()[:12], difficulty=_difficulty(s, dynamics), seconds=dict(make=round(t1-t0, 2), train=round(time.perf_counter()-t1, 2)),
                 **(machine(dev) | dict(pca_nb=__version__)), cfg=plain(cfg))
 
-# %% ../nbs/12_bench.ipynb #8a2be867
+# %% ../nbs/12_bench.ipynb #b04a5397
 class Rows:
     "Finished runs, one JSON line each, found by key."
     def __init__(self,
@@ -246,6 +248,7 @@ class Rows:
         rows = list(rows.values()) if cfgs is None else [rows[k] for k in dict.fromkeys(c.key for c in cfgs) if k in rows]
         return pd.DataFrame([{k:v for k,v in r.items() if k not in ('cfg','check')}|_knobs(r['cfg']) for r in rows])
 
+# %% ../nbs/12_bench.ipynb #9e352f7b
 def _check(row): return hashlib.sha1(json.dumps({k:v for k,v in row.items() if k!='check'}, sort_keys=True).encode()).hexdigest()[:8]
 
 def _row(line):
@@ -259,7 +262,7 @@ def _knobs(cfg):
     a = cfg['recipe']['augment']
     return dict(size=cfg['size'], optimizer=cfg['recipe']['optimizer'], crop=a['crop_scale'] and a['crop_scale'][0], **{k:a[k] for k in ('patches','mix','mix_prob','mix_labels')}, **cfg['tiling'])
 
-# %% ../nbs/12_bench.ipynb #cc496f31
+# %% ../nbs/12_bench.ipynb #0abfe3f9
 def run_grid(
     cfgs,                 # `RunCfg`s
     rows:Rows,            # where rows are kept
@@ -282,6 +285,7 @@ def run_grid(
     for c in cfgs: _ckpt(home, c).unlink(missing_ok=True) # of runs that were killed between their row and their end
     return rows.frame(cfgs)
 
+# %% ../nbs/12_bench.ipynb #a710dde2
 class RunsFailed(ValueError): "Some runs of a grid failed; the others are stored."
 
 class _Later(partial): # a future that this process works off itself
@@ -307,7 +311,7 @@ def _work(job, cfgs, executor, path):
     if len(failed)==1: raise failed[0][1]
     if failed: raise RunsFailed(f"{len(failed)} of {len(cfgs)} runs failed, the others are in {path}; the first, {_name(failed[0][0])}: {failed[0][1]}") from failed[0][1]
 
-# %% ../nbs/12_bench.ipynb #6e0253a2
+# %% ../nbs/12_bench.ipynb #422ec548
 def check_method(
     full:ImageSet, # the images to compress
     method:str,    # a key of `METHODS`
@@ -333,6 +337,7 @@ def _full(cfg, sources, size): return load_data(_paths(cfg, sources)[0] or cfg.d
 
 def _score_file(cfg, home): return home/'scores'/f'{cfg.data}-{config_key(dict(data=cfg.data, scoring=plain(cfg.scoring)))}.npz'
 
+# %% ../nbs/12_bench.ipynb #6de6f003
 def recorded(
     cfg:RunCfg,     # a run; `None` is answered if its method ranks by nothing
     home=None,      # folder of the grid; `None`: `runs_home`
@@ -361,20 +366,21 @@ def _start_worker():
     torch.set_num_threads(1)
     os.environ['PCA_NB_QUIET'] = '1' # the grid's own bar is enough
 
-# %% ../nbs/12_bench.ipynb #0b850cf8
+# %% ../nbs/12_bench.ipynb #fbda45ce
 def summary(
     frame:pd.DataFrame,  # `Rows.frame`: a row a run
     by=('method','ipc'), # what makes a cell of the table
     base:str='random',   # the method differences are taken to
 ) -> pd.DataFrame:       # a row a cell: `mean`, `std`, `n` of top-1 (%), `delta` to base and its 95 % interval `lo`, `hi`
-    "Top-1 over seeds, and how far from random."
+    "Top-1 over seeds, and how far from random (of the same variant: `pca, sgd` from `random, sgd`)."
     by, rows = list(by), []
     groups = {k:v.top1.to_numpy() for k,v in frame.groupby(by, sort=False)}
-    at = by.index('method')
+    at, to = by.index('method'), lambda k,name: k[:at]+(name,)+k[at+1:]
     for k,v in groups.items():
-        ref = groups.get(k[:at]+(base,)+k[at+1:])
-        rows.append(dict(zip(by, k), mean=v.mean(), std=v.std(ddof=1) if len(v)>1 else np.nan, n=len(v)) | welch(v, ref if k[at]!=base else None))
-    return pd.DataFrame(rows)
+        same = base+k[at][len(k[at].split(', ')[0]):] # 'pca, sgd' is compared with 'random, sgd', if there is one
+        ref = next((r for r in (to(k, same), to(k, base)) if r in groups), k)
+        rows.append(dict(zip(by, k), mean=v.mean(), std=v.std(ddof=1) if len(v)>1 else np.nan, n=len(v)) | welch(v, groups[ref] if ref!=k else None))
+    return pd.DataFrame(rows).assign(base=base)
 
 # %% ../nbs/12_bench.ipynb #b91bdeb6
 def welch(
@@ -399,12 +405,14 @@ def compare(
     rows = [dict(claim=f'{better} > {worse}', ipc=i) | welch(at(better, i), at(worse, i)) for i in sorted(frame.ipc.unique()) if len(at(better, i)) and len(at(worse, i))]
     return pd.DataFrame([r|dict(verdict='holds' if r['lo']>0 else 'fails' if r['hi']<0 else 'open') for r in rows])
 
-# %% ../nbs/12_bench.ipynb #fef01226
+# %% ../nbs/12_bench.ipynb #b4bd2895
 def judge(
     frames:dict, # name of a scale -> rows, as `Rows.frame` gives them
     pairs,       # (number of the claim, better, worse), several
 ) -> pd.DataFrame: # `compare`'s rows with `no` and `scale`; pairs that a scale has no rows of are left out
     "Claims of the form 'a beats b', each at every scale and IPC."
+    known = set().union(*(f.method for f in frames.values()))
+    if (odd := {m for _,*ab in pairs for m in ab}-known): raise KeyError(f"no rows of {', '.join(sorted(odd))}: there are {', '.join(sorted(known))}")
     return pd.concat([compare(f, a, b).assign(no=n, scale=s) for s,f in frames.items() for n,a,b in pairs if {a,b}<=set(f.method)], ignore_index=True)
 
 def verdicts(
@@ -424,7 +432,7 @@ def pretty(
                      d=['' if np.isnan(d) else f'{d:+.1f} [{l:+.1f}, {h:+.1f}]' for d,l,h in zip(table.delta, table.lo, table.hi)])
     order, ipcs = list(dict.fromkeys(t.method)), sorted(t.ipc.unique())
     wide = t.pivot(index='method', columns='ipc', values=['acc','d']).reindex(order)
-    return pd.concat({f'IPC {i}': wide[[('acc',i),('d',i)]].set_axis(['top-1 % (n)','Δ to random [95 %]'], axis=1) for i in ipcs}, axis=1).fillna('')
+    return pd.concat({f'IPC {i}': wide[[('acc',i),('d',i)]].set_axis(['top-1 % (n)',f'Δ to {t.base.iloc[0]} [95 %]'], axis=1) for i in ipcs}, axis=1).fillna('')
 
 # %% ../nbs/12_bench.ipynb #96883abf
 DEMO = ('random','forgetting-easyB','el2n-easyB','aum-easyB','ccs','pca')

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-# %% ../nbs/20_cli.ipynb #5ad9c89a
+# %% ../nbs/20_cli.ipynb #28a7dfe6
 class Stopped(Exception): "Ctrl-C or a scheduler's SIGTERM, with the words for it."
 
 class _Group(typer.core.TyperGroup):
@@ -42,6 +42,7 @@ def _words(e):
     if isinstance(e, OSError) and len(e.args)>1: return f'{e.filename}: {e.strerror}' if e.filename else e.args[1]
     return e
 
+# %% ../nbs/20_cli.ipynb #c374c673
 def _tell(words):
     Console(stderr=True, highlight=False, soft_wrap=True).print("[red]pca-nb:[/red] ", end='')
     print(words, file=sys.stderr)
@@ -95,10 +96,10 @@ def demo(
     page = write_report(frame, home/'demo.html', load_data('digits'), recorded(next(c for c in cfgs if c.method=='ccs'), home), 'pca_nb demo: handwritten digits, hard labels')
     say.print(f"report: {page.resolve()}")
 
-# %% ../nbs/20_cli.ipynb #b95e4804
+# %% ../nbs/20_cli.ipynb #78920b1e
 Data = A[str, typer.Argument(help="A folder with one sub-folder a class, a parquet file with images and labels, or a known data set (digits, cifar10, …).")]
 Size = A[int, typer.Option(min=0, help="Working size in pixels; 0 = the images' median shortest side, at most 224.")]
-Arch = A[str, typer.Option(help="Network; empty = ConvNet-3 up to 64 px, ResNet-18 above.")]
+Arch = A[str, typer.Option(help="Network; empty = the data set's protocol (19_tables), else ConvNet-3 up to 64 px and ResNet-18 above.")]
 Device = A[Optional[str], typer.Option(help="cpu, cuda, mps; by default the fastest there is.")]
 
 def _load(data, size=None, split='train'):
@@ -114,6 +115,7 @@ def _scoring(full, arch, epochs, stop, seed):
     cfg, size = scoring_cfg(full.name, full.size[0], len(full), ''), full.size[0]
     return replace(cfg, arch=arch or protocol_of(full.name, size).arch, size=size, recipe=replace(cfg.recipe, epochs=epochs), stop=min(stop, epochs), seed=seed)
 
+# %% ../nbs/20_cli.ipynb #49cad3bd
 @app.command()
 def compress(
     data:Data,
@@ -185,14 +187,14 @@ def _check_names(arch='', device=None, shrink='', recipe='hard'):
     lookup(RECIPES, recipe, 'recipe')
     pick_device(device)
 
-# %% ../nbs/20_cli.ipynb #017fef20
+# %% ../nbs/20_cli.ipynb #39c78cb6
 @app.command()
 def evaluate(
     data:A[str, typer.Argument(help="What to train on: what `compress` wrote, or any labelled image set.")],
     test:A[str, typer.Option(help="Whole images to test on: a folder with the same class names, a parquet file, or a known data set.")],
     seeds:Seeds=3, recipe:A[str, typer.Option(help="hard, sgd; composites are extracted from automatically.")]='hard',
     arch:Arch='', device:Device=None,
-    epochs:A[int, typer.Option(min=0, help="0 = the paper's 300, more for very small sets.")]=0,
+    epochs:A[int, typer.Option(min=0, help="0 = the data's protocol: the paper's 300, more for very small sets; for the photographs of 19_tables 2,400 steps.")]=0,
     size:Size=0,
 ):
     "Train on a set with hard labels, from scratch, and measure top-1 and top-5 on test images."
@@ -208,7 +210,7 @@ def evaluate(
     held = match_classes(_load(test, s.size[0], 'test'), s)
     if held.grid>1: raise ValueError(f"{test} holds composites: test on whole images")
     views = protocol_of(s.name.split('/')[0], s.size[0])
-    r = replace(scaled(RECIPES[recipe], len(s)), augment=replace(views.views, patches='extract' if s.grid>1 else 'none'))
+    r = replace(scaled(replace(RECIPES[recipe], epochs=views.epochs), len(s)), augment=replace(views.views, patches='extract' if s.grid>1 else 'none'))
     if epochs: r = replace(r, epochs=epochs, eval_every=max(1, epochs//6))
     say.print(f"train: {s!r}\ntest:  {held!r}\n{arch or views.arch}, {recipe}: {r.epochs} epochs, batch {r.batch}, patches {r.augment.patches}, on {pick_device(device)}")
     logs = [train(make_model(arch or views.arch, s.n_classes, s.size[0], seed), s, r, seed, held, device=device, desc=f'seed {seed}') for seed in range(seeds)]
@@ -277,7 +279,7 @@ def bench(
     show(pretty(summary(frame)), f'{name}, hard labels, {recipe}, {cfgs[0].arch} at {cfgs[0].size} px')
     say.print(f"rows: {store.path.resolve()}")
 
-# %% ../nbs/20_cli.ipynb #71d0cbad
+# %% ../nbs/20_cli.ipynb #6fc847dc
 @app.command()
 def table(
     name:A[str, typer.Argument(help="t05, t06, …; a wrong name lists all.")],
@@ -289,14 +291,14 @@ def table(
 ):
     "Make the rows of one table of the paper, those that are missing, and print it."
     from pca_nb.bench import Rows, pretty, summary
-    from pca_nb.tables import SCALES, label_rows, rows_file, runs_of
+    from pca_nb.tables import BASES, SCALES, label_rows, rows_file, runs_of
     runs = [(l,c) for l,c in runs_of(name, scale, _ipcs(ipc)) if not seeds or c.seed<seeds]
     store = Rows(rows or rows_file(scale, home))
     _grid([c for _,c in runs], store, home, workers, device=device)
-    show(pretty(summary(label_rows(runs, store))), f'{name} at scale {scale}: {SCALES[scale].data} at {SCALES[scale].size} px')
+    show(pretty(summary(label_rows(runs, store), base=BASES.get(name, 'random'))), f'{name} at scale {scale}: {SCALES[scale].data} at {SCALES[scale].size} px')
     say.print(f"rows: {store.path.resolve()}")
 
-# %% ../nbs/20_cli.ipynb #9e73d807
+# %% ../nbs/20_cli.ipynb #4500e8c0
 def _fingerprint(full):
     "A name for images that have none: a hash of pixels and labels."
     import hashlib
@@ -310,19 +312,24 @@ def report(
     out:A[Path, typer.Option(help="HTML file to write.")]=Path('_runs/report.html'),
     data:A[str, typer.Option(help="Only rows of this data set; its images are shown if it is a known one.")]='',
     scores:A[Optional[Path], typer.Option(help="Scores from `pca-nb score` (all epochs): adds their histogram and the chosen images.")]=None,
+    table:A[str, typer.Option(help="Only the rows of this table, t05, t06, …, under its names.")]='',
+    scale:A[str, typer.Option(help="The table's scale.", envvar='PCA_NB_SCALE')]='quick',
 ):
     "A self-contained HTML page from stored rows."
     from pca_nb.bench import Rows
     from pca_nb.data import DATASETS, load_data
     from pca_nb.report import write_report
     from pca_nb.scores import read_dynamics
+    from pca_nb.tables import label_rows, runs_of
     if not rows.exists(): raise ValueError(f"no rows at {rows}: run `pca-nb bench` or `pca-nb demo` first")
-    frame = Rows(rows).frame()
+    frame = label_rows(runs_of(table, scale), Rows(rows)) if table else Rows(rows).frame()
     if data and len(frame): frame = frame[frame.data==data]
     if not len(frame): raise ValueError(f"{rows} holds no rows{f' of {data}' if data else ''}: run `pca-nb bench` first")
     if frame.data.nunique()>1: raise ValueError(f"{rows} holds rows of {', '.join(frame.data.unique())}: choose one with --data")
+    if (twice := frame[frame.duplicated(['method','ipc','seed'])].method.unique()).size:
+        raise ValueError(f"{rows} holds rows of several protocols ({', '.join(twice[:3])} more than once with one seed): choose a table with --table and --scale")
     name = frame.data.iloc[0]
-    full = load_data(name) if name in DATASETS else None
+    full = load_data(name, 'train', int(frame['size'].iloc[0])) if name in DATASETS else None
     if scores and full is None: raise ValueError(f"{name} is not a known data set, so --scores has no images to show: leave it out")
     page = write_report(frame, out, full, scores and read_dynamics(scores, len(full)), f'pca_nb: {name}, hard labels')
     say.print(f"report: {page.resolve()}")

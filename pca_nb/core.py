@@ -50,7 +50,7 @@ def lookup(
     if key in registry: return registry[key]
     raise KeyError(f"unknown {what} {key!r}: choose one of {', '.join(map(str, registry))}")
 
-# %% ../nbs/00_core.ipynb #295425a4
+# %% ../nbs/00_core.ipynb #1281c438
 def check_writable(
     path, # a file that will be written later
 ) -> Path:
@@ -77,6 +77,7 @@ def _alive(pid):
     except (OSError, ValueError): pass # somebody else's
     return True
 
+# %% ../nbs/00_core.ipynb #016b988b
 def atomic_write(
     path,                          # destination
     write:Callable[[Path],object], # `write(tmp)` fills the temporary file

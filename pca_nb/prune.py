@@ -22,7 +22,7 @@ def by_difficulty(
     mix = torch.randperm(len(scores), generator=g)
     return mix[scores[mix].argsort(stable=True)]
 
-# %% ../nbs/07_prune.ipynb #54b2481d
+# %% ../nbs/07_prune.ipynb #0594e603
 def check_budget(
     labels:Tensor,     # (N,) int64
     classes,           # C names
@@ -45,6 +45,7 @@ def first_of_each(
     y = labels[order]
     return order[first_of(torch.full((int(y.max())+1,), ipc), y)]
 
+# %% ../nbs/07_prune.ipynb #135de96c
 def first_of(
     share:Tensor, # (K,) int64 how many of each kind
     kind:Tensor,  # (N,) int64 in [0,K)

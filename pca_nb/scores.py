@@ -88,7 +88,7 @@ def score(
     "One difficulty an image."
     return lookup(dynamics, name, 'score of this file') if isinstance(dynamics, dict) else lookup(SCORES, name, 'score')(dynamics)
 
-# %% ../nbs/06_scores.ipynb #02725b05
+# %% ../nbs/06_scores.ipynb #b9ea64bf
 @dataclass(frozen=True)
 class ScoreCfg:
     "The run that scores come from."
@@ -120,6 +120,7 @@ def record(
     if path: shared(keep) # the first process writes, the others wait
     return out
 
+# %% ../nbs/06_scores.ipynb #51b7b516
 def _found(path, n, cfg):
     "Recorded sums that are there already, or `None`; a damaged file is set aside."
     if not path.exists(): return None

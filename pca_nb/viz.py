@@ -51,7 +51,7 @@ def draw_box(
     ax.add_patch(Rectangle((l-.5,t-.5), w, h, fill=False, ec=color, lw=1.5, clip_on=False))
     return ax
 
-# %% ../nbs/02_viz.ipynb #8b681ecc
+# %% ../nbs/02_viz.ipynb #78bf35d3
 def plot_hist(
     values:dict,    # name -> (N,) numbers
     xlabel:str,     # what the numbers are, with their unit
@@ -79,13 +79,14 @@ def plot_curves(
     if len(y)>1: ax.legend(frameon=False, fontsize=7)
     return ax
 
+# %% ../nbs/02_viz.ipynb #ab132833
 def plot_methods(
     table:pd.DataFrame, # a row a method and ipc: `method`, `ipc`, `mean`, `std`
     title:str='',       # data, network and labels belong here
 ):                      # the figure
     "Top-1 of every method, a panel an IPC, bars of one standard deviation over seeds."
     ipcs = sorted(table.ipc.unique())
-    fig,axs = plt.subplots(1, len(ipcs), figsize=(3.2*len(ipcs), 1.2+.25*table.method.nunique()), squeeze=False, layout='constrained', sharey=True)
+    fig,axs = plt.subplots(1, len(ipcs), figsize=(1.6+2.6*len(ipcs), 1.2+.25*table.method.nunique()), squeeze=False, layout='constrained', sharey=True)
     order = list(dict.fromkeys(table.method))
     for ipc,ax in zip(ipcs, axs[0]):
         t = table[table.ipc==ipc].set_index('method').reindex(order)
@@ -103,7 +104,7 @@ def plot_judged(
     "Differences with their 95 % intervals, a panel a scale: right of the line the claim holds."
     scales, names = list(dict.fromkeys(judged.scale)), [f'{n}: {c}' for n,c in zip(judged.no, judged.claim)]
     order = list(dict.fromkeys(names))
-    fig,axs = plt.subplots(1, len(scales), figsize=(2.2+1.9*len(scales), 1.1+.3*len(order)), squeeze=False, layout='constrained', sharey=True)
+    fig,axs = plt.subplots(1, len(scales), figsize=(3.2+1.9*len(scales), 1.1+.3*len(order)), squeeze=False, layout='constrained', sharey=True)
     colour = dict(zip(sorted(judged.ipc.unique()), sns.color_palette('colorblind')))
     for scale,ax in zip(scales, axs[0]):
         ax.axvline(0, color='grey', lw=.8, ls='--')
