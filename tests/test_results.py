@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from pca_nb.bench import Rows, compare
+from pca_nb.bench import Rows, compare, run_cfg
+from pca_nb.core import config_key
 from pca_nb.tables import SCALES, TABLES, read_table, rows_file, runs_of
 
 results = Path(__file__).resolve().parents[1]/'nbs'/'results'
@@ -26,15 +27,34 @@ def test_rows_belong_to_a_table(name):
     assert not odd, f'{len(odd)} rows of {name} belong to no table: {odd[:3]}'
 
 
-def differs(table, scale, ipc, better, worse):
-    f = read_table(table, scale, results)
-    c = compare(f, better, worse)
-    return c[c.ipc == ipc].verdict.tolist() == ['holds']
+@pytest.mark.parametrize('name', STORED)
+def test_rows_are_found_by_their_configuration(name):
+    rows = Rows(results/name).all()
+    assert [config_key(r['cfg']) for r in rows] == [r['key'] for r in rows]
+    a = next(r for r in rows if r['seed'] == 0 and r['ipc'] == 10 and r['method'] in ('pca', 'random') and r['cfg']['recipe']['optimizer'] == 'adamw')
+    assert run_cfg(a['data'], a['method'], 10, 0, size=a['cfg']['size']).key == a['key']
 
 
-@pytest.mark.parametrize('table, scale, ipc, better, worse', [
-    ('t05', 'quick', 1, 'pca', 'random'),
-])
-def test_orderings(table, scale, ipc, better, worse):
-    "the 95 % interval of the difference lies above 0"
-    assert differs(table, scale, ipc, better, worse)
+def test_pca_beats_random_on_digits():
+    assert compare(read_table('t05', 'quick', results, (1,)), 'pca', 'random').verdict.tolist() == ['holds']
+
+
+def larger_than_both_spreads(f, better, worse):
+    a, b = (f[f.method == m].top1 for m in (better, worse))
+    assert min(len(a), len(b)) >= 3
+    assert a.mean() - b.mean() > max(a.std(), b.std())
+
+
+@pytest.mark.parametrize('better, worse', [('el2n-easyB', 'random'), ('random', 'el2n-hardB'), ('pca', 'pca+none')])
+def test_cifar10_orderings(better, worse):
+    "IPC 10, hard labels, ConvNet-3 of width 64, 5 seeds: an earlier stage's rows"
+    f = Rows(results/'cifar10-w64.jsonl').frame()
+    larger_than_both_spreads(f[(f.ipc == 10) & (f['shrink'] == 'antialias')], better, worse)
+
+
+@pytest.mark.parametrize('table, scale, better, worse', [
+    ('t06', 'cifar10', 'el2n-easyB', 'random'), ('t06', 'cifar10', 'random', 'el2n-hardB'), ('t06', 'cifar10', 'forgetting-inf-easyB', 'forgetting-easyB'),
+    ('t07', 'imagenette', 'pca', 'pca+none'), ('t07', 'imagenette', 'tiles', 'tiles+none'), ('t07', 'imagenette', 'pca, fit', 'pca')])
+def test_orderings_on_photographs(table, scale, better, worse):
+    "IPC 10, hard labels, width 32, every seed with a scoring run of its own"
+    larger_than_both_spreads(read_table(table, scale, results, (10,)), better, worse)
