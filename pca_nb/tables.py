@@ -14,7 +14,7 @@ import pandas as pd
 from .bench import DEMO, Rows, run_cfg
 from .core import lookup
 
-# %% ../nbs/19_tables.ipynb #d3d1445e
+# %% ../nbs/19_tables.ipynb #f60a0adc
 @dataclass(frozen=True)
 class Scale:
     "Where a table is measured."
@@ -27,8 +27,8 @@ SCALES = { # name -> Scale
     'quick':          Scale('digits', 16, (1,10)),
     'cifar10':        Scale('cifar10', 32, (10,50), 3),
     'imagenette':     Scale('imagenette', 64, (10,50)),
-    'tiny':           Scale('tinyimagenet100', 64, (10,), 3),
-    **{f'imagenette{s}': Scale('imagenette', s, (10,), 3) for s in (32,128,160)},
+    'tiny':           Scale('tinyimagenet100', 64, (10,50), 3),
+    **{f'imagenette{s}': Scale('imagenette', s, (10,40), 3) for s in (32,64,128,160)}, # 40 = as many images as PCA's composites hold at 10
     **{f'tiny{c}': Scale(f'tinyimagenet{c}', 32, (1,10,50), 3) for c in (10,25,50,100)}, # the first so many classes
 }
 
@@ -57,7 +57,7 @@ def _mixes():
                 words = ['no crop']*bool(crop)+[mix]+['labels']*labels+[f'p {p}']
                 yield Block(('pca',), 3, ' '.join(words), (10,), dict(recipe='sgd', views=dict(crop, mix=mix, mix_labels=labels, mix_prob=p)))
 
-# %% ../nbs/19_tables.ipynb #170163e5
+# %% ../nbs/19_tables.ipynb #5d805b38
 TABLES = { # table -> Blocks
     't05': (Block(DEMO, 5),),
     't06': (Block(('random', *RULES, 'forgetting-inf-easyB', 'forgetting-inf-hardB', 'forgetting-el2n-easyB')),),
@@ -68,7 +68,9 @@ TABLES = { # table -> Blocks
     't23': (Block(('random','forgetting-easyB','ccs-forgetting','aum-easyB','ccs','el2n-easyB','ccs-el2n')),),
     't24': (Block(('random','tiles','pca','pca-aum','pca-forgetting')),),
     'x01-place': (Block(('random', *PLACES)),),
-    'x01-size':  (Block(('random','el2n-easyB','tiles','pca'), 3, ipcs=(10,)), Block(('tiles','pca'), 3, '3×3', (10,), dict(factor=3))),
+    'x01-size':  (Block(('random','el2n-easyB','tiles','pca'), 3, ipcs=(10,)), Block(('tiles','pca'), 3, '3×3', (10,), dict(factor=3)),
+                  Block(('tiles','pca'), 3, 'fit', (10,), dict(shrink='fit')),
+                  Block(('random','el2n-easyB'), 3, 'whole', (40,), dict(per_epoch=25))), # the same batch and steps as at IPC 10
     'x01-steps': tuple(Block(('random','el2n-easyB','tiles','pca'), 3, f'{n} steps', (10,), dict(total=n)) for n in (600,9600)),
 }
 
