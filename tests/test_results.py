@@ -54,7 +54,15 @@ def test_cifar10_orderings(better, worse):
 
 @pytest.mark.parametrize('table, scale, better, worse', [
     ('t06', 'cifar10', 'el2n-easyB', 'random'), ('t06', 'cifar10', 'random', 'el2n-hardB'), ('t06', 'cifar10', 'forgetting-inf-easyB', 'forgetting-easyB'),
-    ('t07', 'imagenette', 'pca', 'pca+none'), ('t07', 'imagenette', 'tiles', 'tiles+none'), ('t07', 'imagenette', 'pca, fit', 'pca')])
+    ('t07', 'imagenette', 'pca', 'pca+none'), ('t07', 'imagenette', 'tiles', 'tiles+none'), ('t07', 'imagenette', 'pca, fit', 'pca'),
+    ('t05', 'tiny', 'el2n-easyB', 'random'), ('t07', 'cifar10', 'pca', 'pca+none'), ('t12', 'cifar10', 'pca, no crop', 'pca'),
+    ('x01-size', 'imagenette32', 'tiles, fit', 'tiles'), ('x01-size', 'imagenette64', 'tiles, fit', 'tiles'), ('x01-size', 'imagenette128', 'tiles, fit', 'tiles'), ('x01-place', 'tiny10', 'el2n-at50', 'random')])
 def test_orderings_on_photographs(table, scale, better, worse):
     "IPC 10, hard labels, width 32, every seed with a scoring run of its own"
     larger_than_both_spreads(read_table(table, scale, results, (10,)), better, worse)
+
+
+def test_the_larger_set_wants_harder_images():
+    "ten classes: easiest above random by the mean at IPC 1, below it at IPC 50"
+    f = read_table('x01-place', 'tiny10', results).groupby(['ipc', 'method']).top1.mean()
+    assert f[1, 'el2n-easyB'] > f[1, 'random'] and f[50, 'el2n-easyB'] < f[50, 'random']
