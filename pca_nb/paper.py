@@ -8,7 +8,7 @@ __all__ = ['IPCS', 'PAPER', 'CLAIMS', 'paper_values', 'beside']
 # %% ../nbs/14_paper.ipynb #a2b392b7
 import pandas as pd
 
-# %% ../nbs/14_paper.ipynb #8139ced8
+# %% ../nbs/14_paper.ipynb #d033ea38
 IPCS = (10, 50, 100)
 
 PAPER = { # (table, method as in our tables) -> values at IPC 10, 50, 100 and their source; None = lost
@@ -23,6 +23,10 @@ PAPER = { # (table, method as in our tables) -> values at IPC 10, 50, 100 and th
     ('T5','g-vbsm'):           (1.6, 9.0, 16.6, 'O'),
     ('T5','rded'):             (11.5, 30.8, 39.2, 'N,O'),
     ('T5','dwa'):              (1.9, 5.3, 7.5, 'O'),
+}
+
+# %% ../nbs/14_paper.ipynb #165a1382
+PAPER |= {
     **{('T6',f'{s}-{r}'): (a, b, None, 'S') for s,cells in {
         'forgetting': ((.4,15.3), (4.4,21.7), (.1,.3), (3.4,11.6)),
         'aum':        ((.2,1.8), (1.4,4.4), (.1,.3), (11.4,30.6)),
@@ -43,6 +47,10 @@ PAPER = { # (table, method as in our tables) -> values at IPC 10, 50, 100 and th
     ('T8','pca, mobilenet_v2'):    (21.9, 39.1, 45.3, 'S'),
     ('T8','pca, efficientnet_b0'): (25.0, 42.4, 50.4, 'S'),
     ('T8','pca, swin_v2_t'):       (15.3, 37.8, 48.2, 'S'),
+}
+
+# %% ../nbs/14_paper.ipynb #17ba823f
+PAPER |= {
     ('T11','pca, crop, row 1'):    (22.1, 39.0, None, 'S, bound lost'),
     ('T11','pca, crop 0.08'):      (22.8, 39.1, None, 'I: T5'),
     **{('T11',f'pca, crop, row {k}'): (a, b, None, 'S, bound lost') for k,a,b in ((3,22.2,38.6), (4,21.0,35.5), (5,18.7,34.0))},
@@ -54,12 +62,16 @@ PAPER = { # (table, method as in our tables) -> values at IPC 10, 50, 100 and th
         'no crop cutmix labels': (9.8, 8.1, 10.5),   'no crop cutmix': (15.6, 14.3, 12.5),
         'no crop mixup labels':  (18.9, 17.4, 8.4),  'no crop mixup':  (19.2, 18.3, 15.6), 'no crop cutout': (22.7, 22.4, 21.8)}.items()
        for p,v in zip((.2,.5,1.), cells)},
+}
+
+# %% ../nbs/14_paper.ipynb #1ea5f6b6
+PAPER |= {('T23',m): PAPER['T5',m] for m in ('random','forgetting-easyB','aum-easyB','el2n-easyB','ccs')}
+PAPER |= {
     ('T24','pca'):                 (22.8, 39.1, 45.5, 'I: T5'),
     **{('T24',m): (None, None, None, 'lost') for m in ('pca-aum','pca-forgetting')},
 }
 
-PAPER |= {('T23',m): PAPER['T5',m] for m in ('random','forgetting-easyB','aum-easyB','el2n-easyB','ccs')} # an excerpt, as far as it is known
-
+# %% ../nbs/14_paper.ipynb #ad3d44f0
 def paper_values(
     table:str, # 'T5', 'T6', …
 ) -> pd.DataFrame: # method, ipc, paper (%), source
