@@ -3,6 +3,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from pca_nb import bench
 from pca_nb.bench import METHODS, Method, Rows, make_set, pool, run_cfg, run_grid, summary
@@ -86,3 +87,12 @@ def test_rows_say_where_they_come_from(tmp_path):
     assert row['key'] == short('random').key and row['cfg']['recipe']['epochs'] == 4
     assert {'device', 'dtype', 'torch', 'torchvision', 'python', 'pca_nb', 'seconds', 'image_bytes', 'label_bytes', 'best_top1', 'best_epoch'} <= set(row)
     assert row['images'] == 20 and row['best_top1'] >= row['top1'] and row['best_epoch'] in (0, 2, 3)
+
+
+@pytest.mark.parametrize('plain, composed', [('random', 'tiles'), ('el2n-easyB', 'pca')])
+def test_composites_hold_the_images_of_the_larger_plain_set(plain, composed):
+    "x01 compares 10 composites with the same 40 images whole"
+    full = load_data('digits')
+    scores = dict(el2n=torch.randn(len(full), generator=generator(0)))
+    whole, cells = (make_set(run_cfg('digits', m, i, 1), full, scores).index for m, i in ((plain, 12), (composed, 3)))
+    assert cells.shape == (30, 4) and sorted(cells.flatten().tolist()) == sorted(whole.flatten().tolist())
