@@ -32,7 +32,7 @@ SCALES = { # name -> Scale
     **{f'tiny{c}': Scale(f'tinyimagenet{c}', 32, (1,10,50), 3) for c in (10,25,50,100)}, # the first so many classes
 }
 
-# %% ../nbs/19_tables.ipynb #94d71d9a
+# %% ../nbs/19_tables.ipynb #73bcb1fd
 @dataclass(frozen=True)
 class Block:
     "Some methods under one change of the protocol."
@@ -41,11 +41,20 @@ class Block:
     note:str=''      # names the change
     ipcs:tuple=()    # () = the scale's
     change:dict=field(default_factory=dict) # arguments of `run_cfg`
+    scales:tuple=()  # () = all
 
 RULES = tuple(f'{s}-{r}' for s in ('el2n','aum','forgetting') for r in ('easyB','hardB','easy','hard'))
 STEPS = ('random','el2n-easyB','pca+none','pca','pca+shuffle','pca+shuffle4','tiles+none','tiles','tiles+shuffle')
 PLACES = ('el2n-easyB', *(f'el2n-at{q}' for q in (10,25,50,75)), 'el2n-hardB') # where in the ranking: quantiles 0 to 1
 CROPS = (.04, .08, .25, .5, .8)
+
+def _networks():
+    "Table 8: the set that the small network's scores chose, other students; the large ones at IPC 10, and not on digits, which are for minutes."
+    sets = ('random','pca')
+    yield Block(sets)
+    yield Block(sets, note='convnet3-w64', change=dict(arch='convnet3-w64'))
+    for a in ('convnet3-bn','mobilenet_v2'): yield Block(sets, 3, a, (10,), dict(arch=a))
+    for a in ('resnet18','efficientnet_b0'): yield Block(sets, 3, a, (10,), dict(arch=a), ('cifar10','imagenette','tiny'))
 
 def _mixes():
     "Tables 12 and 22: with and without crop, every mixing at three probabilities; under SGD, as the paper's."
@@ -57,12 +66,12 @@ def _mixes():
                 words = ['no crop']*bool(crop)+[mix]+['labels']*labels+[f'p {p}']
                 yield Block(('pca',), 3, ' '.join(words), (10,), dict(recipe='sgd', views=dict(crop, mix=mix, mix_labels=labels, mix_prob=p)))
 
-# %% ../nbs/19_tables.ipynb #5d805b38
+# %% ../nbs/19_tables.ipynb #04fc31f7
 TABLES = { # table -> Blocks
     't05': (Block(DEMO, 5),),
     't06': (Block(('random', *RULES, 'forgetting-inf-easyB', 'forgetting-inf-hardB', 'forgetting-el2n-easyB')),),
     't07': (Block(STEPS, 5), Block(('random','el2n-easyB','pca'), 5, 'sgd', change=dict(recipe='sgd')), Block(('pca','tiles'), 3, 'fit', change=dict(shrink='fit'))),
-    't08': (Block(('random','pca'), 3), *(Block(('random','pca'), 3, a, (10,), dict(arch=a)) for a in ('convnet3-bn','resnet18','mobilenet_v2','efficientnet_b0'))),
+    't08': tuple(_networks()),
     't11': tuple(Block(('pca',), 3, f'crop {x}', change=dict(views=dict(crop_scale=(x,1.)))) for x in CROPS),
     't12': tuple(_mixes()),
     't23': (Block(('random','forgetting-easyB','ccs-forgetting','aum-easyB','ccs','el2n-easyB','ccs-el2n')),),
@@ -82,7 +91,7 @@ def runs_of(
     ipcs=(),   # only these; () = all of the scale's
 ) -> list:     # (label, RunCfg), a pair a run; the label is the method's name and the change
     "The runs of a table."
-    s, blocks = lookup(SCALES, scale, 'scale'), lookup(TABLES, table, 'table')
+    s, blocks = lookup(SCALES, scale, 'scale'), [b for b in lookup(TABLES, table, 'table') if scale in (b.scales or SCALES)]
     have = [i for i in s.ipcs if any(i in (b.ipcs or s.ipcs) for b in blocks)]
     if (odd := set(ipcs)-set(have)) or not have: raise ValueError(f"{table} at scale {scale!r} has {'IPC '+', '.join(map(str, have)) if have else 'no runs'}, not {min(odd) if odd else s.ipcs[0]}: choose among these")
     runs = [(m+f', {b.note}'*bool(b.note), run_cfg(s.data, m, i, k, size=s.size, **b.change))
