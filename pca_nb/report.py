@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['PAGE', 'figure_html', 'frame_html', 'markdown_table', 'gallery', 'ends', 'write_report']
 
-# %% ../nbs/16_report.ipynb #231fb833
+# %% ../nbs/16_report.ipynb #132a0e41
 import base64, html, io
 from pathlib import Path
 from string import Template
 
 import matplotlib.pyplot as plt, pandas as pd, torch
-from .bench import METHODS, make_set, pretty, run_cfg, summary
+from .methods import METHODS, make_set, run_cfg
+from .stats import by_labels, pretty, summary
 from .core import atomic_write, check_writable
 from .data import ImageSet, bytes_on_disk
 from .scores import score
@@ -60,7 +61,7 @@ def ends(
     idx = [at(c, h) for h in (False,True) for c in classes]
     return show_images(full.images[torch.tensor(idx)], [f'{scores[i]:.1f}' for i in idx], cols=len(classes), rows=['easiest','hardest'])
 
-# %% ../nbs/16_report.ipynb #e41c76a6
+# %% ../nbs/16_report.ipynb #9cdf9219
 def write_report(
     frame:pd.DataFrame,    # `Rows.frame` of one data set and protocol
     path,                  # the .html file
@@ -71,10 +72,12 @@ def write_report(
     "A self-contained HTML page of a finished grid."
     if not len(frame): raise ValueError("no rows to report: run the grid first, or name the rows' file")
     check_writable(path)
+    frame = by_labels(frame)
     t = summary(frame)
     data, arch = ', '.join(frame.data.unique()), ', '.join(frame.arch.unique())
     seeds = ' to '.join(dict.fromkeys(map(str, (t.n.min(), t.n.max()))))
-    head = f'{data}; {arch}; {seeds} seeds a cell; last epoch; hard labels'
+    labels = ' and '.join(frame.labels.unique())
+    head = f'{data}; {arch}; {seeds} seeds a cell; last epoch; {labels} labels'
     parts = [f'<p>{html.escape(head)}. Scale: smaller data than the paper, its protocol scaled as described in <code>scaled</code>.</p>',
              '<h2>Accuracy</h2>', frame_html(pretty(t), 'Top-1 accuracy, mean ± standard deviation over seeds (n), and the difference to random with its 95 % interval (Welch).'),
              figure_html(plot_methods(t, head), 'The same; the dashed line is random.')]
@@ -89,12 +92,12 @@ def _pictures(frame, full, dynamics):
         s = score(dynamics, 'el2n')
         out += ['<h2>Difficulty</h2>', figure_html(plot_hist(dict(EL2N=s), f'EL2N, summed over {dynamics.el2n_epochs} epochs').figure, 'All training images; larger is harder.'),
                 figure_html(ends(full, s), 'Easiest and hardest image of each class, with EL2N.')]
-    some = sets[frame.method.iloc[-1]] if frame.method.iloc[-1] in sets else next(iter(sets.values()))
+    some = sets.get(frame.method.iloc[-1].split(',')[0]) or next(iter(sets.values()))
     return out+['<h2>Bytes</h2>', frame_html(bytes_on_disk(some), f'{some.name}: measured by writing the files. Hard labels are the folder names.')]
 
 def _origin(frame):
     cols = ['data','arch','optimizer','epochs','device','dtype','threads','torch','torchvision','python','pca_nb']
     where = frame.groupby(cols, sort=False).agg(rows=('key','size'), seconds=('seconds', lambda s: round(sum(x['train'] for x in s)))).reset_index()
-    runs = frame[['method','ipc','seed','top1','best_top1','nll','images','image_bytes','set','key']]
+    runs = frame[['method','ipc','seed','top1','best_top1','nll','images','image_bytes','label_bytes',*(['fkd_bytes'] if 'fkd_bytes' in frame else []),'set','key']]
     return ['<h2>Where the numbers come from</h2>', frame_html(where, 'Configurations and machines.'),
             f'<details><summary>All {len(frame)} rows</summary>{frame_html(runs)}</details>']

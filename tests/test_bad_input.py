@@ -22,7 +22,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pca_nb import bench, cli, data, report, scores, train, tables
+from pca_nb import bench, cli, data, methods, report, scores, train, tables
 from pca_nb.combine import Tiling
 from pca_nb.core import Damaged
 from pca_nb.data import ImageSet, load_data
@@ -453,7 +453,7 @@ def composites(full, tmp_path):
     "A folder of composites, six a class."
     s = load_data(full)
     s = ImageSet(s.images.repeat(4, 1, 1, 1), s.labels.repeat(4), s.classes)
-    return data.to_folder(bench.make_tiles(s, 6, None, torch.Generator().manual_seed(0), Tiling(2)), tmp_path/'tiled')
+    return data.to_folder(methods.make_tiles(s, 6, None, torch.Generator().manual_seed(0), Tiling(2)), tmp_path/'tiled')
 
 
 def test_composites_are_not_compressed_again(composites, refused):
@@ -743,9 +743,9 @@ def test_checkpoint_of_something_else_is_refused(full, tmp_path, refused):
 # ---- names and numbers ----
 NAMES = {  # command and option -> a wrong value, known names
     'compress --method': ('aumm-easyB', ('random', 'ccs', 'pca', 'el2n-easyB', 'tiles')),
-    'compress --format': ('gif', data.ENCODERS), 'bench --methods': ('random,pcaa', bench.METHODS),
+    'compress --format': ('gif', data.ENCODERS), 'bench --methods': ('random,pcaa', methods.METHODS),
     **{f'{c} --shrink': ('nearest', ('antialias', 'fit')) for c in ('compress', 'bench')},
-    **{f'{c} --recipe': ('soft', train.RECIPES) for c in ('evaluate', 'bench')},
+    **{f'{c} --recipe': ('sofft', train.RECIPES) for c in ('evaluate', 'bench')},
     **{f'{c} --arch': ('resnet9', MODELS) for c in ('compress', 'score', 'evaluate', 'bench')}}
 
 
@@ -854,7 +854,7 @@ def finished_rows():
     "Two rows as `Rows.frame` gives them."
     texts = 'key data arch set device dtype threads python torch torchvision pca_nb optimizer'.split()
     row = dict.fromkeys(texts, 'x') | dict.fromkeys('nll best_top1 images image_bytes epochs'.split(), 1)
-    row |= dict(method='random', ipc=1, seconds=dict(train=1))
+    row |= dict(method='random', ipc=1, seconds=dict(train=1), labels='hard', label_bytes=0)
     return pd.DataFrame([row | dict(seed=s, top1=50.+s) for s in range(2)])
 
 

@@ -75,7 +75,7 @@ def test_bench_on_a_folder_then_report(folders, tmp_path, clean_env):
 
 def test_table_reads_the_rows_that_are_there(tmp_path, clean_env):
     "the command that a notebook names prints the notebook's numbers, and makes only what is missing"
-    from pca_nb.bench import summary
+    from pca_nb.stats import summary
     from pca_nb.tables import read_table, rows_file, runs_of
     stored = rows_file('quick', Path(__file__).resolve().parents[1]/'nbs'/'results')
     mine = tmp_path/'rows.jsonl'

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from pca_nb.augment import MIXES, PATCHES, Augment, apply_view, cell_boxes, draw_view
-from pca_nb.bench import RunCfg, run_cfg
+from pca_nb.methods import RunCfg, run_cfg
 from pca_nb.combine import SHRINKS, cells, combine, deal
 from pca_nb.core import config_key, generator, plain
 from pca_nb.data import ImageSet, load_data, read_npz, save, to_folder, to_parquet
@@ -126,7 +126,7 @@ def test_a_key_depends_on_content_alone(seed, method, ipc, recipe):
 
 def test_a_key_is_the_same_in_every_process():
     want = [run_cfg('cifar10', m, 10, 3).key for m in ('random', 'pca', 'ccs')]
-    code = "from pca_nb.bench import run_cfg; print(*[run_cfg('cifar10', m, 10, 3).key for m in ('random','pca','ccs')])"
+    code = "from pca_nb.methods import run_cfg; print(*[run_cfg('cifar10', m, 10, 3).key for m in ('random','pca','ccs')])"
     for salt in '12':
         out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=os.environ | dict(PYTHONHASHSEED=salt))
         assert out.stdout.split() == want, out.stderr

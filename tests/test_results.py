@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from pca_nb.bench import Rows, compare, run_cfg
+from pca_nb.bench import Rows
+from pca_nb.methods import run_cfg
+from pca_nb.stats import compare
 from pca_nb.core import config_key
 from pca_nb.tables import SCALES, TABLES, read_table, rows_file, runs_of
 

@@ -15,7 +15,8 @@ import torch
 if __name__ == '__main__': torch.set_num_threads(1)   # before anything is computed, so that children can fork
 from pca_nb import train as engine  # noqa: E402
 from pca_nb.augment import Augment  # noqa: E402
-from pca_nb.bench import Rows, run_cfg, run_grid  # noqa: E402
+from pca_nb.bench import Rows, run_grid
+from pca_nb.methods import run_cfg  # noqa: E402
 from pca_nb.core import atomic_write  # noqa: E402
 from pca_nb.data import load_data  # noqa: E402
 from pca_nb.models import make_model  # noqa: E402

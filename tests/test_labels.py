@@ -1,0 +1,248 @@
+"Soft labels: the losses against closed forms, replay against live, and stores that were stopped, cut or mixed up."
+import random
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pca_nb.augment import Augment
+from pca_nb.bench import Rows, run_grid, taught
+from pca_nb.combine import combine, deal
+from pca_nb.core import generator
+from pca_nb.data import load_data
+from pca_nb.labels import Live, Teacher, TeacherCfg, ensemble, make_teacher
+from pca_nb.methods import run_cfg
+from pca_nb.models import make_model
+from pca_nb.prune import random_balanced
+from pca_nb.store import CODECS, LabelCfg, Stored, label_bytes, write_labels
+from pca_nb.train import HARD, RECIPES, SOFT_LOSSES, SoftRecipe, train
+
+FULL = load_data('digits')
+
+
+def teacher(seed=3, arch='convnet2-w32'): return Teacher(make_model(arch, 10, 16, seed), arch, 16, FULL.classes, FULL.stats)
+
+
+def tiled(f=2, ipc=4):
+    g = generator(0)
+    return combine(FULL, deal(random_balanced(torch.zeros(len(FULL)), FULL.labels, FULL.classes, ipc*f*f, g), 10, f, g), 'fit')
+
+
+def weights(data, recipe, labels, **kw):
+    net = make_model('convnet2-w32', 10, 16)
+    log = train(net, data, recipe, labels=labels, device='cpu', **kw)
+    return torch.cat([v.flatten().double() for v in net.state_dict().values()]), log
+
+
+SHORT = dict(epochs=3, batch=16, eval_every=3)
+
+
+def test_kl_and_its_gradient():
+    "torch's own KLDivLoss, and the gradient (p−q)/T"
+    z, t = (torch.randn(7, 5, generator=generator(k), dtype=torch.double) for k in (0, 1))
+    r = SoftRecipe(temperature=4.)
+    oracle = nn.KLDivLoss(reduction='sum')((z/4).log_softmax(1), (t/4).softmax(1))
+    assert torch.allclose(SOFT_LOSSES['kl'](z, t, r), oracle) and torch.allclose(SOFT_LOSSES['kl'](z, t, replace(r, t_squared=True)), 16*oracle)
+    z.requires_grad_()
+    SOFT_LOSSES['kl'](z, t, r).backward()
+    assert torch.allclose(z.grad, ((z/4).softmax(1)-(t/4).softmax(1))/4)
+    assert torch.autograd.gradcheck(lambda z: SOFT_LOSSES['mse'](z, t, r), z)
+    assert torch.allclose(SOFT_LOSSES['mse'](z, t, r), F.mse_loss(z, t)*7)
+
+
+def test_a_soft_step_by_hand():
+    "One step of SGD under MSE + 0.3 CE, two teachers, no views: a plain loop gives the same weights."
+    data, (a, b) = FULL[torch.arange(32)], (teacher(1), teacher(2))
+    r = SoftRecipe(Augment(crop_scale=None, flip=0.), epochs=2, batch=16, optimizer='sgd', lr=.05, weight_decay=0., decay_all=True, loss='mse', hard_weight=.3, ensemble='norm')
+    ours, plain = (make_model('convnet2-w32', 10, 16) for _ in range(2))
+    train(ours, data, r, labels=Live(a, b), device='cpu', dtype=torch.float32)
+    opt = torch.optim.SGD(plain.parameters(), lr=.05, momentum=.9)
+    x = (data.images/255.-torch.tensor(data.stats[0])[:, None, None])/torch.tensor(data.stats[1])[:, None, None]
+    for e in range(2):
+        opt.param_groups[0]['lr'] = r.rate(e)
+        for i in torch.randperm(32, generator=generator(0, 'order', e)).split(16):
+            z = [t.net(x[i]) for t in (a, b)]
+            nu = sum(v.norm() for v in z)/2
+            loss = ((plain(x[i])-sum(nu/v.norm()*v for v in z)/2)**2).mean()+.3*F.cross_entropy(plain(x[i]), data.labels[i])
+            for m in plain.modules():
+                if isinstance(m, nn.BatchNorm2d): m.momentum = 0. # the loss above asks the student twice
+            opt.zero_grad(); loss.backward(); opt.step()
+    for p, q in zip(ours.parameters(), plain.parameters()): assert torch.allclose(p, q, atol=2e-4)
+
+
+def test_averaged_weights_are_measured_and_kept():
+    "EDC's mean of the weights, against one kept by hand; batch statistics stay the last."
+    seen, r = [], SoftRecipe(**SHORT, ema=.7)
+    from pca_nb.train import Callback
+    net, data = make_model('convnet2-w32', 10, 16), FULL[torch.arange(40)]
+    start = [p.detach().clone() for p in net.parameters()]
+    class Keeps(Callback):
+        def after_batch(self, *_): seen.append([p.detach().clone() for p in net.parameters()])
+    train(net, data, r, labels=Live(teacher()), device='cpu', callbacks=[Keeps()])
+    mean = start
+    for step in seen: mean = [.7*m+.3*p for m, p in zip(mean, step)]
+    for p, m, last in zip(net.parameters(), mean, seen[-1]): assert torch.allclose(p, m, atol=1e-6) and not torch.equal(p, last)
+
+
+@pytest.mark.parametrize('ema', [0., .9])
+def test_killed_and_resumed(tmp_path, ema):
+    data, r = FULL[torch.arange(60)], SoftRecipe(**SHORT | dict(epochs=6), ema=ema)
+    whole, log = weights(data, r, Live(teacher()))
+    weights(data, r, Live(teacher()), stop=4, ckpt=tmp_path/'c.pt')
+    with pytest.raises(ValueError, match='belongs to another run'): weights(data, r, Live(teacher(4)), ckpt=tmp_path/'c.pt')
+    again, log2 = weights(data, r, Live(teacher()), ckpt=tmp_path/'c.pt')
+    assert torch.equal(whole, again) and log.loss.tolist() == log2.loss.tolist()
+
+
+VIEWS = [dict(), dict(crop_scale=None, flip=0.), dict(mix='cutmix'), dict(mix='cutmix', mix_per='image', mix_prob=.5), dict(mix='mixup'), dict(mix='mixup', mix_per='image'), dict(mix='cutout'),
+         dict(patches='extract'), dict(patches='extract', mix='cutmix'), dict(patches='shuffle'), dict(patches='shuffle4', mix='mixup')]
+
+
+@pytest.mark.parametrize('views', VIEWS, ids=str)
+@pytest.mark.parametrize('how', ['stored', 'seed'])
+def test_replay_is_live(tmp_path, views, how):
+    "Every kind of view, plain and composite: the network trained from the store is the live one, bit for bit."
+    data = tiled() if views.get('patches') else FULL[torch.arange(43)]
+    r, live = SoftRecipe(Augment(**dict(crop_scale=(.3, 1.)) | views), **SHORT), Live(teacher(1), teacher(2))
+    kept = Stored(write_labels(tmp_path/'s', data, r, live, seed=0, cfg=LabelCfg('fp32', how), device='cpu'), data)
+    assert torch.equal(weights(data, r, kept)[0], weights(data, r, live)[0])
+    assert kept.nbytes >= label_bytes(data, r, LabelCfg('fp32', how)) and set(p.suffix for p in kept.path.iterdir()) == {'.npy', '.json'}
+
+
+def test_other_losses_may_use_the_same_answers(tmp_path):
+    data, r = FULL[torch.arange(43)], SoftRecipe(**SHORT)
+    kept = Stored(write_labels(tmp_path/'s', data, r, Live(teacher()), cfg=LabelCfg('fp32'), device='cpu'), data)
+    other = replace(r, loss='mse', hard_weight=.1, lr=2e-3, schedule='smoothed', epochs=2, ema=.5)
+    assert not torch.equal(weights(data, r, kept)[0], weights(data, other, kept)[0])
+
+
+def test_a_store_that_was_stopped_anywhere_goes_on(tmp_path, tally):
+    "Cut every unfinished file at random places, as a killed writer and its disk may leave them: the finished store is the same."
+    data, r, live, rng, lost = FULL[torch.arange(43)], SoftRecipe(Augment(mix='cutmix'), **SHORT), Live(teacher()), random.Random(0), 0
+    whole = write_labels(tmp_path/'whole', data, r, live, device='cpu')
+    for k in range(12):
+        part = tmp_path/f'{k}.part'
+        shutil.copytree(whole, part)
+        for f in part.glob('*.npy'):
+            raw = f.read_bytes()
+            head = len(raw)-np.load(f).nbytes
+            f.write_bytes(raw[:rng.randint(head, len(raw))])
+        write_labels(tmp_path/str(k), data, r, live, device='cpu')
+        lost += any(f.read_bytes() != (tmp_path/str(k)/f.name).read_bytes() for f in whole.iterdir()) or part.exists()
+    tally.count('a half-written label store', 12, lost)
+    assert not lost
+
+
+def test_every_flipped_bit_is_found(tmp_path, tally):
+    data, r, rng, missed = FULL[torch.arange(43)], SoftRecipe(Augment(mix='cutmix'), **SHORT), random.Random(1), 0
+    s = write_labels(tmp_path/'s', data, r, Live(teacher()), device='cpu')
+    files = sorted(s.glob('*.npy'))
+    for k in range(60):
+        f = files[k % len(files)]
+        raw = bytearray(f.read_bytes())
+        at = rng.randrange(len(raw))
+        raw[at] ^= 1 << rng.randrange(8)
+        old = f.read_bytes()
+        f.write_bytes(raw)
+        try:
+            kept = Stored(s, data)
+            for i in range(kept.meta['steps']): kept.step(i)
+            missed += 1
+        except ValueError: pass
+        f.write_bytes(old)
+    tally.count('a flipped bit in a label store', 60, missed)
+    assert not missed
+
+
+def test_codecs_on_every_shape():
+    for name, codec in CODECS.items():
+        for n, C in ((1, 2), (3, 7), (5, 10), (2, 300)):
+            z = 8*torch.randn(n, C, generator=generator(n))
+            a = codec.encode(z)
+            assert {k: (v.shape[0], v.shape[1:], v.dtype) for k, v in a.items()} == {k: (n, s, np.dtype(d)) for k, (d, s) in codec.arrays(C).items()}
+            back = codec.decode(a, C)
+            assert back.shape == (n, C) and back.dtype == torch.float32 and torch.isfinite(back).all()
+            if name in ('int8', 'int4', 'fp16', 'top5'): assert (back.argmax(1) == z.argmax(1)).float().mean() >= (1 if name != 'int4' else .5)
+
+
+def test_int8_against_torchs_own_quantiser():
+    "The same levels as torch.fake_quantize with the same step, one answer at a time."
+    z = 3*torch.randn(20, 37, generator=generator(5))
+    a = CODECS['int8'].encode(z)
+    ours = CODECS['int8'].decode(a, 37)
+    for i in range(20):
+        lo, step = float(a['lo'][i]), float(a['step'][i])
+        theirs = torch.fake_quantize_per_tensor_affine(z[i]-lo, step, 0, 0, 255)+lo
+        assert torch.allclose(ours[i], theirs, atol=step*1.01) and (ours[i]-theirs).abs().median() < 1e-5
+
+
+def test_ensembles_share_out_their_say():
+    "Under 'norm' a teacher's scale does not matter beyond the common one; under 'mean' the loud one wins."
+    z = torch.randn(2, 6, 10, generator=generator(0))
+    loud = z*torch.tensor([1., 50.])[:, None, None]
+    cos = lambda a, b: F.cosine_similarity(a.flatten(), b.flatten(), 0).item()
+    assert cos(ensemble(z, 'norm'), ensemble(loud, 'norm')) > .9999 and cos(ensemble(loud, 'mean'), z[1]) > .99
+
+
+def test_a_teacher_that_was_killed_is_the_same_teacher(tmp_path, monkeypatch):
+    import pca_nb.labels as labels
+    cfg = TeacherCfg('convnet2-w32', replace(RECIPES['ccs'], epochs=4, batch=64, lr=.02), size=16)
+    full, test = FULL[torch.arange(300)], load_data('digits', 'test')
+    whole, real = make_teacher(full, cfg, test, device='cpu'), labels.train
+    monkeypatch.setattr(labels, 'train', lambda *a, **kw: real(*a, **kw | dict(stop=2, save_every=0)))
+    make_teacher(full, cfg, test, tmp_path/'t.pt', 'cpu')
+    (tmp_path/'t.pt').unlink()                     # stopped after two epochs, before it was finished
+    real(make_model('convnet2-w32', 10, 16, 0), full, cfg.recipe, 0, test, stop=2, device='cpu', ckpt=tmp_path/'t.ckpt', save_every=0)
+    monkeypatch.undo()
+    assert make_teacher(full, cfg, test, tmp_path/'t.pt', 'cpu').key == whole.key and not (tmp_path/'t.ckpt').exists()
+
+
+def test_a_grid_with_teachers(tmp_path):
+    "Hard, live and stored rows of one set; the stored fp32 row is the live one's; teachers are trained once; nothing is left behind."
+    cut = lambda c: replace(c, recipe=replace(c.recipe, epochs=5, eval_every=5), **(dict(teachers=tuple(replace(t, recipe=replace(t.recipe, epochs=2)) for t in c.teachers)) if c.recipe.soft else {}))
+    cfgs = [cut(run_cfg('digits', 'random', 2, 0, recipe=r, labels=l)) for r, l in (('hard', None), ('soft', None), ('soft', LabelCfg('fp32')), ('soft', LabelCfg('int4', 'seed', 'clean', .5)))]
+    f = run_grid(cfgs, Rows(tmp_path/'r.jsonl'), tmp_path, device='cpu')
+    hard, live, kept, small = f.to_dict('records')
+    assert f['set'].nunique() == 1 and f.labels.tolist() == ['hard']+['soft']*3
+    assert (live['top1'], live['loss']) == (kept['top1'], kept['loss']) != (small['top1'], small['loss'])
+    assert (hard['label_bytes'], live['label_bytes']) == (0, 0) and 0 < small['label_bytes'] < kept['label_bytes']
+    assert live['fkd_bytes'] == kept['fkd_bytes'] == 20*5*45 and live['teachers'] == kept['teachers'] and len(list((tmp_path/'teachers').glob('*.pt'))) == 1
+    assert not list((tmp_path/'labels').glob('*')) and taught(cfgs[0]) == []
+    bad = replace(cfgs[1], teachers=tuple(replace(t, recipe=replace(t.recipe, epochs=1, lr=1e-9, lr_min=0.)) for t in cfgs[1].teachers))
+    with pytest.raises(ValueError, match='twice chance'): run_grid([bad], Rows(tmp_path/'r.jsonl'), tmp_path, device='cpu')
+
+
+def test_hard_runs_know_nothing_of_teachers():
+    "Their keys are those of before there were soft labels, so no stored row is orphaned."
+    assert [run_cfg(*a).key for a in (('digits', 'random', 1), ('cifar10', 'pca', 10, 3), ('imagenette', 'ccs', 50))] == ['d8816feb369e', 'cddf0a9965d3', '33aea0b2fb62']
+    assert HARD.soft is False and HARD.ema == 0 and not {'soft', 'ema'} & set(HARD.__dataclass_fields__)
+
+
+def test_recipes_are_tables_1_and_17():
+    "Every column of the paper's tables of settings, read off a recipe and the number of teachers that the benchmark gives it."
+    from pca_nb.paper import OURS, SETTINGS, as_settings
+    from pca_nb.tables import runs_of
+    assert {m: as_settings(RECIPES[r], k) for m, (r, k) in OURS.items()} == SETTINGS
+    assert as_settings(RECIPES['edc-code'], 4) != SETTINGS['EDC']
+    asked = {l.removeprefix('random, '): c for l, c in runs_of('t01', 'cifar10') if c.recipe.soft}
+    for r, k in OURS.values(): assert (len(asked[r].teachers) > 1) == (k > 1)
+    assert len(set(asked['gvbsm'].teachers)) == len(asked['gvbsm'].teachers)
+
+
+def test_noise_is_normal_and_comes_from_nowhere():
+    "Mean 0 and deviation 1 after normalising, save for what clipping to pixels takes; no image of the full set is in it."
+    from pca_nb.augment import normalise
+    from pca_nb.methods import make_set
+    cfg = run_cfg('digits', 'noise', 50)
+    s = make_set(cfg, FULL)
+    x, (mean, std) = normalise(s.images, s.stats), (torch.tensor(v) for v in s.stats)
+    z = torch.randn(200_000, generator=generator(9))
+    for c in range(3):
+        oracle = z.clamp(-mean[c]/std[c], (1-mean[c])/std[c])
+        assert abs(x[:, c].mean()-oracle.mean()) < .02 and abs(x[:, c].std()-oracle.std()) < .02
+    assert (s.index == -1).all() and s.counts.tolist() == [50]*10
+    assert torch.equal(make_set(cfg, FULL).images, s.images) and not torch.equal(make_set(run_cfg('digits', 'noise', 50, 1), FULL).images, s.images)
