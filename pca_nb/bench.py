@@ -140,7 +140,7 @@ def _row(line):
 def _knobs(cfg):
     "What a table may need to tell rows apart."
     a = cfg['recipe']['augment']
-    return dict(size=cfg['size'], labels='soft' if 'teachers' in cfg else 'hard', optimizer=cfg['recipe']['optimizer'], crop=a['crop_scale'] and a['crop_scale'][0], **{k:a[k] for k in ('patches','mix','mix_prob','mix_labels')}, **cfg['tiling'])
+    return dict(size=cfg['size'], labels='soft' if 'teachers' in cfg else 'hard', optimizer=cfg['recipe']['optimizer'], batch=cfg['recipe']['batch'], crop=a['crop_scale'] and a['crop_scale'][0], **{k:a[k] for k in ('patches','mix','mix_prob','mix_labels')}, **cfg['tiling'])
 
 # %% ../nbs/13_bench.ipynb #06b5b803
 def run_grid(

@@ -133,7 +133,7 @@ def run_cfg(
     factor:int=0,        # cells along each axis; 0 = the method's own
     shrink:str='',       # a key of `SHRINKS`; '' = the protocol's
     views:dict={},       # fields of `Augment` that differ from the protocol's, for the students only
-    teachers:tuple=('',),# networks that answer, keys of `MODELS`, for a soft recipe; '' = the protocol's
+    teachers:tuple=('',),# networks that answer, keys of `MODELS`, for a soft recipe; '' = the protocol's; one named again is trained with the next seed
     labels:LabelCfg|None=None, # how their answers are kept; `None` = asked live
     **scale,             # `per_epoch`, `total`, `least` of `scaled`; a `total` is met even if it is less than the protocol's epochs
 ) -> RunCfg:
@@ -146,7 +146,7 @@ def run_cfg(
     hard = RunCfg(data, method, ipc, seed, size, arch or p.arch, replace(r, augment=replace(r.augment, patches=m.patches, **views)),
                   Tiling(factor or m.factor, shrink or p.shrink) if m.factor>1 else Tiling(1), scoring_cfg(data, size, n_full, m.score, seed, arch) if m.score else None)
     if not r.soft: return hard
-    return SoftRunCfg(**vars(hard), teachers=tuple(_teacher_cfg(a or p.arch, data, size, n_full, seed) for a in teachers), labels=labels)
+    return SoftRunCfg(**vars(hard), teachers=tuple(_teacher_cfg(a or p.arch, data, size, n_full, seed+teachers[:k].count(a)) for k,a in enumerate(teachers)), labels=labels)
 
 def scaled_recipe(
     recipe:Recipe,     # the published constants

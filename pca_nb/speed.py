@@ -6,8 +6,8 @@
 __all__ = ['QUICK', 'GPU', 'KINDS', 'MEASURED', 'race', 'Result', 'against', 'per_second', 'Scale', 'resident_steps',
            'our_training', 'training', 'our_views', 'v2_views', 'kornia_views', 'augmentation', 'recording',
            'recorder_memory', 'resident_bytes', 'selection', 'combining', 'reading', 'our_reading', 'memory_swing',
-           'validation', 'helping', 'shares', 'speed', 'cpu_name', 'save_speed', 'read_speed', 'pretty_speed',
-           'too_slow']
+           'validation', 'helping', 'profile_of', 'shares', 'speed', 'cpu_name', 'save_speed', 'read_speed',
+           'pretty_speed', 'too_slow']
 
 # %% ../nbs/18_speed.ipynb #7109bfb3
 import json, math, os, platform, subprocess, sys, tempfile, time
@@ -297,20 +297,29 @@ KINDS = { # kind -> words in an operator's name
     'views':['grid_sampler', 'gather', 'index', 'rand', 'arange', 'sub_', 'div_', 'where', 'cat', 'sort'], 'optimiser':['adam', 'sgd'], 'linear layer and loss':['mm', 'softmax', 'nll'],
     'copies and fills':['copy', 'fill', 'empty', 'zero', 'add']}
 
+def profile_of(
+    run,                      # called once, without arguments
+    dev=torch.device('cpu'),  # CPU or CUDA
+    **kw,                     # torch's own options, such as `profile_memory`
+):                            # `torch.profiler.profile`
+    "What torch's profiler saw of a call."
+    if dev.type not in ('cpu','cuda'): raise ValueError(f"device {str(dev)!r}: torch's profiler sees the CPU and CUDA, choose one of these")
+    os.environ.setdefault('KINETO_LOG_LEVEL', '99') # its log is not for us
+    from torch.profiler import ProfilerActivity, profile
+    with profile(activities=[ProfilerActivity.CPU]+[ProfilerActivity.CUDA]*(dev.type=='cuda'), **kw) as p: run()
+    return p
+
 def shares(
     arch:str,   # a key of `MODELS`
     size:int,   # pixels
     batch:int,
 ) -> dict:      # kind -> percent of the operators' own time; `KINDS` and 'other'
     "What an epoch of `train` on the CPU spends its time on."
-    os.environ.setdefault('KINETO_LOG_LEVEL', '99') # its log is not for us
-    from torch.profiler import ProfilerActivity, profile
     data, net = photos(4*batch, size), make_model(arch, 10, size)
     run = lambda: train(net, data, replace(HARD, batch=batch, epochs=1), device='cpu')
     run()
-    with profile(activities=[ProfilerActivity.CPU]) as p: run()
     spent = {}
-    for e in p.key_averages():
+    for e in profile_of(run).key_averages():
         kind = next((k for k,words in KINDS.items() if any(w in e.key.lower() for w in words)), 'other')
         spent[kind] = spent.get(kind, 0)+e.self_cpu_time_total
     return {k:round(100*spent.get(k, 0)/sum(spent.values()), 1) for k in (*KINDS, 'other')}
