@@ -71,7 +71,7 @@ PAPER |= {
     ('T9','lpld, compressed'):       (9.6, 33.7, 44.7, 'S'),
     ('T9','pca, sgd'):               (25.6, 42.4, 48.8, 'S'),
     ('T20','noise, soft'):           (None, .5, None, 'S'),
-    ('T20','noise, batch 1024'):     (None, .3, None, 'S'),
+    ('T20','noise, soft, batch 1024'):     (None, .3, None, 'S'),
 }
 
 # %% ../nbs/14_paper.ipynb #17ba823f

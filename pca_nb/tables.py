@@ -106,7 +106,7 @@ TABLES = { # table -> Blocks
             *(Block(('random',), 3, f'soft, {k}', (10,), dict(recipe='soft', labels=v)) for k,v in KEPT.items())),
     't11': tuple(Block(('pca',), 3, f'crop {x}', change=dict(views=dict(crop_scale=(x,1.)))) for x in CROPS),
     't12': tuple(_mixes()),
-    't20': (Block(('noise',)), *(Block(('noise',), 3, b, change=dict(recipe=r)) for b,r in (('soft','soft'), ('batch 1024','sre2l')))),
+    't20': (Block(('noise','random')), Block(('noise','random'), 3, 'soft', change=dict(recipe='soft')), Block(('noise',), 3, 'soft, batch 1024', change=dict(recipe='sre2l'))),
     't23': (Block(('random','forgetting-easyB','ccs-forgetting','aum-easyB','ccs','el2n-easyB','ccs-el2n')),),
     't24': (Block(('random','tiles','pca','pca-aum','pca-forgetting')),),
     'x01-place': (Block(('random', *PLACES)),),
@@ -116,7 +116,7 @@ TABLES = { # table -> Blocks
     'x01-steps': tuple(Block(('random','pca'), 3, f'{n} steps', (10,), dict(total=n)) for n in (600,4800)),
 }
 
-BASES = {'t02':'random, batch 128', 't11':'pca, crop 0.08', 't12':'pca', 't20':'noise'} # table -> what differences are taken to, where it is not random
+BASES = {'t02':'random, batch 128', 't11':'pca, crop 0.08', 't12':'pca'} # table -> what differences are taken to, where it is not random
 
 def runs_of(
     table:str, # a key of `TABLES`
