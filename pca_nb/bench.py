@@ -16,12 +16,12 @@ from pathlib import Path
 import pandas as pd, torch
 from . import __version__
 from .core import atomic_write, check_writable, config_key, join, locked, lookup, machine, pick_device, plain, progress, runs_home, set_aside
-from .data import DATASETS, ImageSet, encode_set, load_data, match_classes
-from .labels import Live, make_teacher
+from .data import DATASETS, ImageSet, encode_set, load_data, match_classes, set_key
+from .labels import Live, least_top1, make_teacher
 from .methods import RunCfg, check_method, make_set, run_cfg
 from .models import make_model
 from .scores import Dynamics, record, score
-from .store import Stored, fkd_bytes, set_key, write_labels
+from .store import Stored, fkd_bytes, write_labels
 from .train import Labels, train
 
 # %% ../nbs/13_bench.ipynb #d868ab19
@@ -36,7 +36,9 @@ def _labels(cfg, s, teachers, store, dev, dtype):
     if not cfg.recipe.soft: return Labels()
     live = Live(*teachers)
     if cfg.labels is None: return live
-    return Stored(store if store.exists() else write_labels(store, s, cfg.recipe, live, cfg.seed, cfg.labels, dev, dtype), s)
+    kept = Stored(store, s) if store.exists() else None
+    if kept and kept.meta['teacher']!=live.key: shutil.rmtree(store); kept = None # left by another teacher's run
+    return kept or Stored(write_labels(store, s, cfg.recipe, live, cfg.seed, cfg.labels, dev, dtype), s)
 
 def _soft_row(cfg, s, teachers):
     "What a soft run's row has besides."
@@ -154,16 +156,16 @@ def run_grid(
     "Make the rows that are missing and read the others."
     if join()[1]>1: raise ValueError("a grid gives each run a process of its own: start it without torchrun, and use --workers or an executor")
     home = Path(home or runs_home())
-    for p in (rows.path, home/'scores'/'x', home/'ckpt'/'x', home/'teachers'/'x'): check_writable(p)
+    for p in (rows.path, home/'scores'/'x', home/'ckpt'/'x', home/'teachers'/'x', home/'labels'/'x'): check_writable(p)
     rows.mend()
     todo = rows.missing(cfgs)
     if executor is None: pick_device(device) # a worker's machine may have what this one lacks
     for c in todo: check_method(_sets(c, sources)[0], c.method, c.ipc, c.tiling.factor)
     scoring = list({_score_file(c, home):c for c in todo if c.scoring}.values())
     _work(partial(_make_scores, home=home, sources=sources, device=device), scoring, executor, rows.path)
-    _work(partial(_make_teachers, home=home, sources=sources, device=device), list(_one_teacher_each(todo, home).values()), executor, rows.path)
+    _work(partial(_make_teachers, home=home, sources=sources, device=device), list(_one_teacher_each(todo, home).values()), executor, rows.path, tell=False) # whoever needs a teacher that failed will say so, the others go on
     _work(partial(_make_row, path=rows.path, home=home, sources=sources, device=device), todo, executor, rows.path)
-    for c in cfgs: _ckpt(home, c).unlink(missing_ok=True) # of runs that were killed between their row and their end
+    for c in cfgs: _clear(home, c) # what runs left that were killed between their row and their end
     return rows.frame(cfgs)
 
 # %% ../nbs/13_bench.ipynb #a710dde2
@@ -173,7 +175,7 @@ class _Later(partial): # a future that this process works off itself
     result = partial.__call__
     def cancel(self): pass
 
-def _work(job, cfgs, executor, path):
+def _work(job, cfgs, executor, path, tell=True):
     "Do a job for every configuration; failures are collected and told at the end, by name."
     jobs, failed, done = [], [], 0
     try:
@@ -189,6 +191,7 @@ def _work(job, cfgs, executor, path):
     finally:
         for j in jobs[done+len(failed):]: # none, unless something ended the loop
             with suppress(Exception): j.cancel()
+    if not tell: return
     if len(failed)==1: raise failed[0][1]
     if failed: raise RunsFailed(f"{len(failed)} of {len(cfgs)} runs failed, the others are in {path}; the first, {_name(failed[0][0])}: {failed[0][1]}") from failed[0][1]
 
@@ -224,7 +227,7 @@ def taught(
     sets, made = _sets(cfg, sources), []
     for t in cfg.teachers: made.append(make_teacher(sets[0], t, sets[1], _teacher_file(cfg, t, Path(home or runs_home())), device))
     for t in made:
-        if t.top1<(least := 200/sets[0].n_classes): raise ValueError(f"{t!r} is below {least:g} %, twice chance: there is nothing to learn from it; train it longer or take another network")
+        if t.top1<(least := least_top1(sets[0].n_classes)): raise ValueError(f"{t!r} is below {least:g} %: there is nothing to learn from it; train it longer or take another network")
     return made
 
 def _teacher_file(cfg, t, home): return home/'teachers'/f'{cfg.data}-{config_key(dict(data=cfg.data, teacher=plain(t)))}.pt'
@@ -237,8 +240,12 @@ def _ckpt(home, cfg): return home/'ckpt'/f'{cfg.key}.pt'
 def _make_row(cfg, path, home, sources, device):
     ckpt, store, rows = _ckpt(home, cfg), home/'labels'/cfg.key, Rows(path)
     if cfg not in rows: rows.add(run_one(cfg, *_sets(cfg, sources), recorded(cfg, home, sources, device), device, None, ckpt, taught(cfg, home, sources, device), store))
-    ckpt.unlink(missing_ok=True)
-    shutil.rmtree(store, ignore_errors=True) # its bytes are in the row, its teacher is kept
+    _clear(home, cfg)
+
+def _clear(home, cfg):
+    "Remove what a finished run needs no more: its checkpoint, and stored labels, whose bytes are in the row."
+    _ckpt(home, cfg).unlink(missing_ok=True)
+    for end in ('','.part'): shutil.rmtree(home/'labels'/f'{cfg.key}{end}', ignore_errors=True)
 
 def pool(
     workers:int=0, # processes; 0 = one a core

@@ -109,7 +109,7 @@ def demo(
 Data = A[str, typer.Argument(help="A folder with one sub-folder a class, a parquet file with images and labels, or a known data set (digits, cifar10, …).")]
 Size = A[int, typer.Option(min=0, help="Working size in pixels; 0 = the images' median shortest side, at most 224.")]
 Arch = A[str, typer.Option(help="Network; empty = the data set's protocol (19_tables), else ConvNet-3 up to 64 px and ResNet-18 above.")]
-Least = A[float, typer.Option(min=0, max=100, help="Top-1 that a teacher must reach on the test images, percent; 0 = twice chance.")]
+Least = A[float, typer.Option(min=0, max=100, help="Top-1 that a teacher must reach on the test images, percent; 0 = twice chance (75 of two classes).")]
 Device = A[Optional[str], typer.Option(help="cpu, cuda, mps; by default the fastest there is.")]
 
 def _load(data, size=None, split='train'):
@@ -236,7 +236,9 @@ def _recipe_for(s, recipe, protocol, epochs):
     from dataclasses import replace
     from pca_nb.methods import scaled_recipe
     r = scaled_recipe(recipe, protocol, len(s))
-    r = replace(r, augment=replace(r.augment, patches='extract' if s.grid>1 else 'none'))
+    own = r.augment.patches
+    if s.grid==1 and own!='none': say.print(f'these are plain images without cells: the {own} of the recipe is left out')
+    r = replace(r, augment=replace(r.augment, patches='none' if s.grid==1 else own if own!='none' else 'extract'))
     return replace(r, epochs=epochs, eval_every=max(1, epochs//6)) if epochs else r
 
 def _labels(teacher, arch, s, held, least):
@@ -245,14 +247,20 @@ def _labels(teacher, arch, s, held, least):
     from pca_nb.store import Stored
     from pca_nb.train import Labels
     if not teacher: return Labels()
-    if Path(teacher).is_dir(): return Stored(teacher, s)
+    if Path(teacher).is_dir() or Path(f'{teacher}.part').exists(): return _stored(Stored(teacher, s), least)
     return Live(_teacher(teacher, arch, s, held, least))
+
+def _stored(kept, least):
+    "Stored answers, and what they mean for the seeds."
+    if least: raise ValueError("--least asks a teacher, and stored labels have none: leave it out, it was asked when they were written")
+    say.print(f"{kept!r}: all seeds see the same views and answers{'' if kept.cfg.pool=='all' else ', drawn from the pool in their own order'}; between them only weights vary")
+    return kept
 
 def _teacher(file, arch, s, held, least):
     "A teacher that knows the test images."
-    from pca_nb.labels import check_teacher, read_teacher
+    from pca_nb.labels import check_teacher, least_top1, read_teacher
     t = read_teacher(file, arch, s)
-    say.print(f"{t!r}: {check_teacher(t, held, least or 200/s.n_classes):.2f} % of {held.name or 'the test images'}")
+    say.print(f"{t!r}: {check_teacher(t, held, least or least_top1(s.n_classes)):.2f} % of {held.name or 'the test images'}")
     return t
 
 # %% ../nbs/20_cli.ipynb #5fe5e5ca
@@ -269,7 +277,7 @@ def teacher_(
     from dataclasses import replace
     from pca_nb.core import check_writable
     from pca_nb.data import match_classes
-    from pca_nb.labels import TeacherCfg, check_teacher, make_teacher
+    from pca_nb.labels import TeacherCfg, check_teacher, least_top1, make_teacher
     from pca_nb.methods import protocol_of
     out = check_writable(out.with_suffix('.pt'))
     _check_names(arch, device)
@@ -278,7 +286,7 @@ def teacher_(
     p = protocol_of(full.name, full.size[0])
     s = _scoring(full, arch or p.arch, epochs or p.score_epochs, 0, seed)
     t = make_teacher(full, TeacherCfg(s.arch, s.recipe, seed, full.size[0]), held, out, device)
-    say.print(f"{full!r}\n{t!r}: {check_teacher(t, held, least or 200/full.n_classes):.2f} % of {held!r}\nteacher: {out.resolve()}")
+    say.print(f"{full!r}\n{t!r}: {check_teacher(t, held, least or least_top1(full.n_classes)):.2f} % of {held!r}\nteacher: {out.resolve()}")
 
 @app.command(name='labels')
 def labels_(

@@ -7,7 +7,7 @@ __all__ = ['IMAGENET_STATS', 'BIG_FILE', 'RESIDENT', 'IMAGE_COLUMNS', 'LABEL_COL
            'FASHION', 'DATASETS', 'ImageSet', 'to_rgb', 'fair_square', 'read_image', 'OnDemand', 'batches',
            'decode_all', 'check_headers', 'list_folder', 'natural_size', 'read_folder', 'read_parquet', 'naming',
            'encode', 'encode_set', 'class_folders', 'to_folder', 'check_new', 'to_parquet', 'save', 'read_npz',
-           'bytes_on_disk', 'DataInfo', 'load_data', 'match_classes']
+           'bytes_on_disk', 'DataInfo', 'load_data', 'match_classes', 'set_key']
 
 # %% ../nbs/01_data.ipynb #ebe45f7e
 import io, json, math, os, shutil, tempfile, zipfile
@@ -572,3 +572,15 @@ def match_classes(
     if unknown: raise ValueError(f"test classes {', '.join(unknown[:5])} are not among the training classes {', '.join(train.classes[:10])}: use the same names")
     to = torch.tensor([train.classes.index(c) for c in test.classes])
     return replace(test, labels=to[test.labels], classes=train.classes, stats=train.stats)
+
+# %% ../nbs/01_data.ipynb #b15f08d2
+def set_key(
+    data:ImageSet,
+) -> str: # 12 hex digits
+    "A name for a set's content: pixels (on demand: names, and the first and last image), size, labels, classes, cells, normalisation."
+    from hashlib import sha1
+    there = isinstance(data.images, Tensor)
+    pixels = data.images if there else data.images[torch.tensor([0,len(data)-1])]
+    names = '' if there else ' '.join(map(str, data.files or data.index.flatten().tolist()))
+    about = repr((names, tuple(data.images.shape[1:]), data.grid, data.classes, tuple(map(tuple, data.stats))))
+    return sha1(pixels.cpu().numpy().tobytes()+data.labels.cpu().numpy().tobytes()+about.encode()).hexdigest()[:12]

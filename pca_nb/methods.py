@@ -143,8 +143,9 @@ def run_cfg(
     p = protocol_of(data, size)
     for a in (arch, *teachers): lookup(MODELS, a or p.arch, 'network')
     r = scaled_recipe(lookup(RECIPES, recipe, 'recipe'), p, ipc*n_classes, scale)
-    hard = RunCfg(data, method, ipc, seed, size, arch or p.arch, replace(r, augment=replace(r.augment, patches=m.patches, **views)),
+    hard = RunCfg(data, method, ipc, seed, size, arch or p.arch, replace(r, augment=replace(r.augment, **dict(patches=_seen(m, r)) | views)),
                   Tiling(factor or m.factor, shrink or p.shrink) if m.factor>1 else Tiling(1), scoring_cfg(data, size, n_full, m.score, seed, arch) if m.score else None)
+    if not r.soft and (labels or teachers!=('',)): raise ValueError(f"recipe={recipe!r} learns from hard labels: leave teachers and labels out, or take a soft recipe")
     if not r.soft: return hard
     return SoftRunCfg(**vars(hard), teachers=tuple(_teacher_cfg(a or p.arch, data, size, n_full, seed+teachers[:k].count(a)) for k,a in enumerate(teachers)), labels=labels)
 
@@ -158,6 +159,12 @@ def scaled_recipe(
     r = scaled(replace(recipe, batch=HARD.batch, epochs=1 if 'total' in scale else protocol.epochs), n, **scale)
     own = {k:v for k,v in vars(recipe.augment).items() if v!=getattr(Augment(), k)}
     return replace(r, batch=min(n, round(r.batch*recipe.batch/HARD.batch)), augment=replace(protocol.views, **own))
+
+# %% ../nbs/12_methods.ipynb #e04b7c16
+def _seen(method, recipe):
+    "How composites are seen: as the recipe says if it does (RDED's shuffle), else as the method does; plain images have no cells."
+    own = recipe.augment.patches
+    return own if method.patches=='extract' and own!='none' else method.patches
 
 # %% ../nbs/12_methods.ipynb #c34806ec
 def scoring_cfg(

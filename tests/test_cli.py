@@ -111,3 +111,26 @@ def test_speed_of_one_thing(tmp_path, clean_env):
     assert r.returncode == 0 and 'pca-nb --help' in r.stdout, r.stderr
     r = subprocess.run([Path(sys.executable).parent/'pca-nb', 'speed', '--only', 'teleport', '--out', tmp_path/'t.json'], capture_output=True, text=True, env=clean_env)
     assert r.returncode == 2 and "no measurement has 'teleport' in its name" in r.stderr and not (tmp_path/'t.json').exists()
+
+
+def test_teacher_labels_evaluate(tmp_path, clean_env):
+    "Train a teacher, learn from it live, write its answers, learn from those; what does not go together is refused in one line."
+    run = lambda *a, ok=True: sh(*a, env=clean_env, ok=ok)
+    run('compress', 'digits', '--method', 'random', '--ipc', 3, '--out', tmp_path/'small', '--device', 'cpu')
+    small, t, kept = tmp_path/'small', tmp_path/'t.pt', tmp_path/'kept'
+    out = run('teacher', 'digits', '--test', 'digits', '--out', t, '--epochs', 3, '--device', 'cpu')
+    assert 'Teacher(convnet2-w32, 16 px, 10 classes' in out
+    soft = ('evaluate', small, '--test', 'digits', '--recipe', 'soft', '--seeds', 2, '--epochs', 4, '--device', 'cpu')
+    live = run(*soft, '--teacher', t)
+    out = run('labels', small, '--teacher', t, '--test', 'digits', '--epochs', 4, '--out', kept, '--codec', 'fp32', '--device', 'cpu')
+    assert '5,400 bytes' in out   # 30 images × 4 epochs × (25 + 20): the field's format
+    again = run(*soft, '--teacher', kept)
+    seed0 = lambda text: re.search(r'│ 0 +│.*', text)[0]
+    assert seed0(live) == seed0(again) and 'only weights vary' in again
+    for words, args in {'epochs: 4 are stored, 5 asked for': (*soft[:-4], '--epochs', 5, '--device', 'cpu', '--teacher', kept), '--least asks a teacher': (*soft, '--teacher', kept, '--least', 50),
+                        'asked for at least 99.9 %': (*soft, '--teacher', t, '--least', 99.9), 'learns from a teacher': soft, 'was trained at 16 px': (*soft, '--teacher', t, '--size', 32),
+                        'labels for another set': (*soft, '--teacher', kept, '--size', 32)}.items():
+        err = run(*args, ok=False)
+        assert words in ' '.join(err.split()) and len(err.strip().splitlines()) == 1, err
+    t.write_bytes(t.read_bytes()[:3000])
+    assert 'is no checkpoint' in run(*soft, '--teacher', t, ok=False)
