@@ -259,7 +259,7 @@ def _start_worker():
 
 # %% ../nbs/13_bench.ipynb #d8554654
 DEMO = ('random','forgetting-easyB','el2n-easyB','aum-easyB','ccs','pca')
-DEMO_SOFT = ('random','el2n-easyB','pca')
+DEMO_SOFT = ('random','pca')
 
 def demo_grid(
     seeds:int=3,       # runs a cell
