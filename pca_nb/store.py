@@ -59,7 +59,8 @@ def _top(k):
 
 def fits(
     n:int, # largest value
-) -> str:  # numpy's name of the smallest unsigned type that holds it
+) -> str:  # numpy's name of it
+    "The smallest unsigned type that holds a number."
     return next(d for d,top in (('u1',2**8),('<u2',2**16),('<u4',2**32)) if n<top)
 
 CODECS = dict(fp32=_cast('<f4'), fp16=_cast('<f2'), int8=_steps(8), int4=_steps(4), **{f'top{k}':_top(k) for k in (1,2,3,5,10,20)})
