@@ -40,18 +40,26 @@ def _grid(start, length, total, size, flip=None):
     if flip is not None: at = torch.where(flip[:,None], at.flip(1), at)
     return at.mul_(2/total).add_(1/total-1)
 
+def _rolled(roll, *axes):
+    "What is read for every output row and column, (B,size) or (B,size,total), after a roll."
+    if roll is None: return axes
+    at = [(torch.arange(t.shape[1], device=t.device)-by[:,None])%t.shape[1] for t,by in zip(axes, roll.unbind(1))]
+    return [torch.take_along_dim(t, i.view(*i.shape, *[1]*(t.ndim-2)), 1) for t,i in zip(axes, at)]
+
 def crop_resize(
     images:Tensor,    # (B,3,H,W) uint8 or float
     box:Tensor,       # (B,4) int64 top, left, height, width
     size,             # output side, or (height,width)
     flip:Tensor|None=None, # (B,) bool: mirror left-right
-) -> Tensor:          # (B,3,h,w) float32, the range of the input
+    roll:Tensor|None=None, # (B,2) int64 rows and columns by which the result is rolled round, as `torch.roll` does
+) -> Tensor:          # (B,3,h,w) float32, the range of the input; differentiable
     "Cut one box out of every image and resize it, as torchvision's `resized_crop` does one by one."
     (H,W), (h,w) = images.shape[-2:], (size,size) if isinstance(size, int) else size
     top,left,height,width = box.unbind(1)
     if h<H or w<W: # some window may shrink
-        return (resize_weights(top, height, H, h)[:,None]@images.float())@resize_weights(left, width, W, w, flip)[:,None].mT
-    y,x = _grid(top, height, H, h), _grid(left, width, W, w, flip)
+        y,x = _rolled(roll, resize_weights(top, height, H, h), resize_weights(left, width, W, w, flip))
+        return (y[:,None]@images.float())@x[:,None].mT
+    y,x = _rolled(roll, _grid(top, height, H, h), _grid(left, width, W, w, flip))
     grid = torch.stack([x[:,None].expand(-1,h,w), y[:,:,None].expand(-1,h,w)], -1)
     return F.grid_sample(images.float(), grid, mode='bilinear', padding_mode='border', align_corners=False)
 

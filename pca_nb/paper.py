@@ -20,7 +20,7 @@ PAPER = { # (table, method as in our tables) -> values at IPC 10, 50, 100 and th
     ('T5','pca'):              (22.8, 39.1, 45.5, 'S,N'),
     ('T5','sre2l'):            (1.5, 3.8, 4.9, 'S,N'),
     ('T5','cda'):              (1.6, 5.8, 8.0, 'O'),
-    ('T5','g-vbsm'):           (1.6, 9.0, 16.6, 'O'),
+    ('T5','gvbsm'):           (1.6, 9.0, 16.6, 'O'),
     ('T5','rded'):             (11.5, 30.8, 39.2, 'N,O'),
     ('T5','dwa'):              (1.9, 5.3, 7.5, 'O'),
 }
@@ -58,7 +58,7 @@ PAPER |= {
     ('T4','ccs, soft'):              (None, None, None, 'lost'),
     ('T4','sre2l, soft'):            (33.5, 52.6, 57.4, 'S,N,O'),
     ('T4','cda, soft'):              (33.5, 53.5, 58.0, 'N; CDA'),
-    ('T4','g-vbsm, soft'):           (35.8, 54.8, 59.2, 'O'),
+    ('T4','gvbsm, soft'):           (35.8, 54.8, 59.2, 'O'),
     ('T4','rded, soft'):             (38.4, 56.2, 60.2, 'O'),
     ('T4','dwa, soft'):              (37.9, 55.2, 59.2, 'O'),
     **{('T6',f'{s}-{r}, soft'): (a, b, None, 'S') for s,cells in {

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 from .bench import DEMO, Rows
 from .core import lookup
-from .methods import run_cfg
+from .methods import DISTILLED, METHODS, run_cfg
 from .store import LabelCfg
 
 # %% ../nbs/21_tables.ipynb #f60a0adc
@@ -96,19 +96,22 @@ def _mixes():
 TABLES = { # table -> Blocks
     't01': tuple(_recipes()),
     't02': tuple(Block(('random',), 3, f'batch {b}', change=dict(recipe=r)) for b,r in ((32,'soft-32'), (128,'soft'), (1024,'sre2l'))),
-    't04': (Block(DEMO), Block(DEMO, 3, 'soft', change=dict(recipe='soft'))),
-    't05': (Block(DEMO, 5),),
+    't04': (Block(DEMO), Block(DEMO, 3, 'soft', change=dict(recipe='soft')), Block(DISTILLED, scales=('cifar10',)), Block(DISTILLED, 3, 'soft', change=dict(recipe='soft'), scales=('cifar10',))),
+    't05': (Block(DEMO, 5), Block(DISTILLED, scales=('cifar10',))),
     't06': (Block(('random', *RULES, 'forgetting-inf-easyB', 'forgetting-inf-hardB', 'forgetting-el2n-easyB')),
             Block(('random', *RULES), 3, 'soft', (10,), dict(recipe='soft'), ('cifar10',))),
     't07': (Block(STEPS, 5), Block(('random','el2n-easyB','pca'), 5, 'sgd', change=dict(recipe='sgd')), Block(('pca','tiles'), 3, 'fit', change=dict(shrink='fit'))),
     't08': tuple(_networks()),
     't09': (Block(('random','pca'), ipcs=(10,)), Block(('random',), 3, 'soft', (10,), dict(recipe='soft')),
             *(Block(('random',), 3, f'soft, {k}', (10,), dict(recipe='soft', labels=v)) for k,v in KEPT.items())),
+    't10': (Block(('random','pca', *(m for m in METHODS if m.startswith('pca-crop'))), 3, ipcs=(10,)),),
     't11': tuple(Block(('pca',), 3, f'crop {x}', change=dict(views=dict(crop_scale=(x,1.)))) for x in CROPS),
     't12': tuple(_mixes()),
     't20': (Block(('noise','random')), Block(('noise','random'), 3, 'soft', change=dict(recipe='soft')), Block(('noise',), 3, 'soft, batch 1024', change=dict(recipe='sre2l'))),
+    't21': (Block(('random','sre2l','sre2l-real')), Block(('random','sre2l','sre2l-real'), 3, 'soft', change=dict(recipe='soft'))),
     't23': (Block(('random','forgetting-easyB','ccs-forgetting','aum-easyB','ccs','el2n-easyB','ccs-el2n')),),
     't24': (Block(('random','tiles','pca','pca-aum','pca-forgetting')),),
+    'x02': (Block(('random','rded','rded-f2','rded-f2+extract','sre2l','sre2l-code','lpld','lpld-code','pca','pca+decode'), 3, ipcs=(10,)),),
     'x01-place': (Block(('random', *PLACES)),),
     'x01-size':  (Block(('random','el2n-easyB','tiles','pca'), 3, ipcs=(10,)), Block(('tiles','pca'), 3, '3×3', (10,), dict(factor=3)),
                   Block(('tiles','pca'), 3, 'fit', (10,), dict(shrink='fit')),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEDULES', 'OPTIMIZERS', 'SOFT_LOSSES', 'HARD', 'SGD', 'EXTRACT', 'CUTMIX', 'HALF', 'SOFT', 'EDC', 'RECIPES',
            'SAVE_EVERY', 'Recipe', 'SoftRecipe', 'scaled', 'evaluate', 'autocast', 'layout', 'Callback', 'param_groups',
-           'Labels', 'batch_loss', 'train', 'Average']
+           'Labels', 'batch_loss', 'train', 'Average', 'write_ckpt', 'read_ckpt']
 
 # %% ../nbs/05_train.ipynb #1bfe8041
 import io, math, time
@@ -248,7 +248,7 @@ def train(
                 if test is not None and (epoch%recipe.eval_every==0 or epoch==recipe.epochs-1): row |= evaluate(model, test, dtype=dtype, split=True)
             log.append(row)
             if ckpt and rank==0 and (time.monotonic()-saved>(SAVE_EVERY if save_every is None else save_every) or epoch==last-1):
-                _save(ckpt, name, model, opt, watch, log)
+                write_ckpt(ckpt, dict(name=name, model=model.state_dict(), opt=opt.state_dict(), callbacks=[cb.state() for cb in watch], log=[_floats(r) for r in log]))
                 saved = time.monotonic()
         if recipe.ema and last==recipe.epochs: watch[-1].swap()
     return pd.DataFrame([_floats(r) for r in log])
@@ -366,8 +366,11 @@ def _explained(desc, log, last, recipe, data, dev, ckpt):
 # %% ../nbs/05_train.ipynb #a1a7569c
 def _floats(row): return {k:v.item() if isinstance(v, Tensor) else v for k,v in row.items()}
 
-def _save(path, name, model, opt, callbacks, log):
-    state = dict(name=name, model=model.state_dict(), opt=opt.state_dict(), callbacks=[cb.state() for cb in callbacks], log=[_floats(r) for r in log])
+def write_ckpt(
+    path,       # the file
+    state:dict, # tensors and plain values; `name` says what it belongs to
+):
+    "Save an unfinished piece of work, complete or not at all."
     torch.save(state, buf := io.BytesIO()) # to a file it would hide a full disk behind a RuntimeError
     atomic_write(path, lambda tmp: tmp.write_bytes(buf.getbuffer()))
 
@@ -376,8 +379,11 @@ def _run_name(model, data, recipe, seed, labels):
     shapes = {k:list(v.shape) for k,v in model.state_dict().items()}
     return config_key(dict(recipe=config_key(recipe), seed=seed, network=config_key(shapes), labels=config_key(data.labels.tolist())) | (dict(teacher=labels.key) if labels.key else {}))
 
-def _read_ckpt(path, name):
-    "What `_save` wrote, or `None`; a damaged file is set aside."
+def read_ckpt(
+    path,     # the file, or `None`
+    name:str, # what it must belong to
+):            # the state, or `None` if there is none
+    "What `write_ckpt` wrote; a damaged file is set aside, another work's refused."
     try: data = io.BytesIO(Path(path).read_bytes()) if path else None
     except FileNotFoundError: return None
     if data is None: return None
@@ -392,7 +398,7 @@ def _read_ckpt(path, name):
 
 def _resume(path, name, model, opt, callbacks, log, dev):
     "Take up a checkpoint; returns the first epoch to run."
-    if (s := shared(lambda: _read_ckpt(path, name))) is None: return 0
+    if (s := shared(lambda: read_ckpt(path, name))) is None: return 0
     model.load_state_dict(s['model']); opt.load_state_dict(s['opt'])
     for cb,st in zip(callbacks, s['callbacks']): cb.load(st)
     log += s['log']

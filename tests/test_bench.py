@@ -7,10 +7,12 @@ import torch
 
 from pca_nb import bench
 from pca_nb.bench import Rows, pool, run_grid
-from pca_nb.methods import METHODS, Method, make_set, run_cfg
+from pca_nb.methods import METHODS, Method, Use, make_set, run_cfg
 from pca_nb.stats import summary
 from pca_nb.core import generator
 from pca_nb.data import load_data
+from pca_nb.distill import DISTILLERS
+from pca_nb.train import train
 
 CUT = dict(epochs=4, eval_every=2)
 
@@ -61,18 +63,30 @@ def test_nothing_is_trained_when_one_run_of_the_grid_cannot_work(tmp_path, monke
     assert not (tmp_path/'r.jsonl').exists()
 
 
-def test_every_method_keeps_the_contract():
-    "ipc images a class (on average without balance), provenance inside the full set (-1 throughout for noise, which has none), the same set for the same seed"
+@pytest.fixture(scope='module')
+def network():
+    "A teacher for digits: four epochs"
+    from pca_nb.labels import TeacherCfg, make_teacher
+    from pca_nb.train import RECIPES
+    full = load_data('digits')
+    return make_teacher(full, TeacherCfg('convnet2-w32', replace(RECIPES['ccs'], epochs=4, batch=32), 0, 16), load_data('digits', 'test'), device='cpu')
+
+
+MADE_OF_NOTHING = {'noise', *DISTILLERS}
+
+
+def test_every_method_keeps_the_contract(network):
+    "ipc images a class (on average without balance), provenance inside the full set (-1 throughout where images come from nowhere), the same set for the same seed"
     from pca_nb.scores import SUMS, Dynamics
     import torch
     full = load_data('digits')
     dyn = Dynamics({k: torch.rand(len(full), generator=generator(0, k)) for k in SUMS}, 60, 10, {})
     for name in METHODS:
-        cfg = run_cfg('digits', name, 3)
-        a, b = (make_set(cfg, full, dyn) for _ in range(2))
+        cfg = run_cfg('digits', name, 3, pixels=.001)
+        a, b = (make_set(cfg, full, dyn, [network]*len(getattr(cfg, 'asked', ())), 'cpu') for _ in range(2))
         assert len(a) == 30 and a.size == (16, 16) and torch.equal(a.images, b.images) and torch.equal(a.index, b.index), name
         assert a.grid == cfg.tiling.factor, name
-        if name == 'noise': assert (a.index == -1).all()
+        if name in MADE_OF_NOTHING: assert (a.index == -1).all(), name
         else:
             assert 0 <= a.index.min() and a.index.max() < len(full) and a.index.unique().numel() == a.index.numel(), name
             assert (full.labels[a.index] == a.labels[:, None]).all(), name
@@ -81,9 +95,37 @@ def test_every_method_keeps_the_contract():
 
 
 def test_a_newcomers_method_is_one_entry(tmp_path, monkeypatch):
-    monkeypatch.setitem(METHODS, 'first', Method(lambda full, ipc, scores, g, tiling: METHODS['random'].make(full, ipc, scores, generator(0), tiling)))
+    monkeypatch.setitem(METHODS, 'first', Method(lambda full, ipc, use: METHODS['random'].make(full, ipc, replace(use, g=generator(0)))))
     frame = run_grid([short('first', s) for s in (0, 1)], Rows(tmp_path/'r.jsonl'), tmp_path, device='cpu')
     assert frame.set.nunique() == 1 and summary(frame).n.tolist() == [2]
+
+
+def test_hard_and_soft_rows_learn_from_one_distilled_set(tmp_path, monkeypatch):
+    "networks are trained once, pixels optimised once, whatever the labels; a grid that is killed while optimising goes on from there"
+    from pca_nb import methods
+    cfgs = [replace(c, recipe=replace(c.recipe, **CUT), asked=(t,), **(dict(teachers=(t,)) if c.recipe.soft else {}))
+            for r in ('hard', 'soft') for c in [run_cfg('digits', 'sre2l', 2, recipe=r, pixels=.003)]
+            for t in [replace(c.asked[0], recipe=replace(c.asked[0].recipe, epochs=3, batch=64))]]
+    calls, whole = [], methods.synthesise
+
+    def counted(*a):
+        calls.append(a)
+        if len(calls) == 1: raise KeyboardInterrupt
+        return whole(*a)
+    monkeypatch.setattr(methods, 'synthesise', counted)
+    with pytest.raises(KeyboardInterrupt): run_grid(cfgs, Rows(tmp_path/'r.jsonl'), tmp_path, device='cpu')
+    frame = run_grid(cfgs, Rows(tmp_path/'r.jsonl'), tmp_path, device='cpu')
+    assert len(calls) == 2 and frame.set.nunique() == 1 and frame.labels.tolist() == ['hard', 'soft']
+    assert [m['steps'] for m in frame.made] == [12, 12] and len(list((tmp_path/'teachers').glob('*.pt'))) == 1
+    assert all(m['seconds'] > 0 and m['asked'][0]['top1'] > 50 for m in frame.made)
+    assert not list((tmp_path/'sets').glob('*.ckpt'))
+
+
+def test_a_decoded_set_stores_composites_and_trains_on_their_cells(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(bench, 'train', lambda net, s, *a, **k: seen.append(s) or train(net, s, *a, **k))
+    frame = run_grid([short('pca+decode')], Rows(tmp_path/'r.jsonl'), tmp_path, device='cpu')
+    assert frame.images.tolist() == [20] and len(seen[0]) == 80 and seen[0].grid == 1
 
 
 def test_rows_say_where_they_come_from(tmp_path):
