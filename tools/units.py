@@ -1,0 +1,42 @@
+"""How far real digits are from the statistics of networks that learned them: nbs/results/units.json, for 13_distill.
+
+units.py [OUT]
+"""
+import json
+import sys
+from dataclasses import replace
+
+import torch
+
+from pca_nb.augment import Augment
+from pca_nb.core import machine, pick_device
+from pca_nb.data import load_data
+from pca_nb.distill import Distil, real_distance
+from pca_nb.labels import TeacherCfg, make_teacher
+from pca_nb.match import Match, Matcher, layers
+from pca_nb.train import RECIPES, scaled
+
+NETWORKS = [('convnet2-w32', .1), ('convnet3-w32', .1), ('convnet3-w64', .1), ('convnet3-bn', .1), ('resnet18', .02), ('resnet18', .1)]  # and their learning rates
+VIEWS = Augment(crop_scale=(.5, 1.), flip=0.)
+
+
+def noise_distance(net, seed):
+    with Matcher(net, Match()) as m, torch.no_grad():
+        net(torch.randn(100, 3, 16, 16, generator=torch.Generator().manual_seed(seed)))
+        return m.loss(torch.arange(100) % 10).item()
+
+
+def main(out='nbs/results/units.json'):
+    full, test, cfg, rows = load_data('digits'), load_data('digits', 'test'), Distil(jitter=(-1, 1), crop=(.5, 1.), flip=0.), []
+    for arch, lr in NETWORKS:
+        recipe = replace(scaled(replace(RECIPES['ccs'], epochs=10, lr=lr), len(full), per_epoch=40, total=400), augment=VIEWS)
+        t = make_teacher(full, TeacherCfg(arch, recipe, 0, 16), test, device='cpu')
+        rows.append(dict(arch=arch, lr=lr, top1=t.top1, layers=len(layers(t.net)), channels=sum(m.num_features for _, m in layers(t.net)),
+                         real=[round(real_distance(t.net, full, cfg, 10, seed=s), 3) for s in range(3)], noise=[round(noise_distance(t.net, s), 2) for s in range(3)], **machine(pick_device('cpu'))))
+        print(rows[-1], flush=True)
+    with open(out, 'w') as f: json.dump(rows, f, indent=1)
+
+
+if __name__ == '__main__':
+    torch.set_num_threads(1)
+    main(*sys.argv[1:])
