@@ -215,7 +215,7 @@ def run_cfg(
     cls = {(False,False):RunCfg, (True,False):SoftRunCfg, (False,True):MadeRunCfg, (True,True):SoftMadeRunCfg}[r.soft, bool(asked)]
     return cls(data, method, ipc, seed, size, arch or p.arch, replace(r, augment=replace(r.augment, **dict(patches=_seen(m, r)) | views)),
                Tiling(f, shrink or p.shrink) if f>1 else Tiling(1), scoring_cfg(data, size, n_full, m.score, seed, arch) if m.score else None,
-               **(dict(teachers=tell(teachers), labels=labels) if r.soft else {}), **(dict(asked=tell(asked), how=m.how(size, pixels or p.pixels, ipc*f*f)) if asked else {}))
+               **(dict(teachers=tell(teachers), labels=labels) if r.soft else {}), **(dict(asked=tell(asked), how=m.how and m.how(size, pixels or p.pixels, ipc*f*f)) if asked else {}))
 
 def scaled_recipe(
     recipe:Recipe,     # the published constants
