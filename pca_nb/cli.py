@@ -112,6 +112,9 @@ Arch = A[str, typer.Option(help="Network; empty = the data set's protocol (21_ta
 Least = A[float, typer.Option(min=0, max=100, help="Top-1 that a teacher must reach on the test images, percent; 0 = twice chance (75 of two classes).")]
 Device = A[Optional[str], typer.Option(help="cpu, cuda, mps; by default the fastest there is.")]
 
+def _list(text): return [t.strip() for t in text.split(',') if t.strip()]
+def _files(text): return [text] if Path(text).is_file() else _list(text)
+
 def _load(data, size=None, split='train'):
     from pca_nb.data import load_data
     s = load_data(data, split, size or None)
@@ -130,43 +133,41 @@ def _scoring(full, arch, epochs, stop, seed):
 def compress(
     data:Data,
     out:A[Path, typer.Option(help="Folder to write; must not exist yet.")],
-    method:A[str, typer.Option(help="pca, random, ccs, el2n-easyB, aum-easyB, forgetting-easyB, …; a wrong name lists all.")]='pca',
+    method:A[str, typer.Option(help="pca, random, ccs, el2n-easyB, aum-easyB, forgetting-easyB, sre2l, rded, …; a wrong name lists all.")]='pca',
     ipc:A[int, typer.Option(min=1, help="Images to store a class.")]=10,
-    factor:A[int, typer.Option(min=1, help="PCA: f, tiles f×f whole images into one.")]=2,
+    factor:A[int, typer.Option(min=0, help="Composites: f, tiles f×f images into one; 0 = the method's own: 2 for pca, by size for rded.")]=0,
     shrink:A[str, typer.Option(help="PCA: antialias (the usual resize) or fit (its enlargement is nearest to the original).")]='',
     size:Size=0, seed:int=0, arch:Arch='', device:Device=None,
     epochs:A[int, typer.Option(min=1, help="Epochs of the scoring schedule.")]=60,
     scores:A[Optional[Path], typer.Option(help="Scores from `pca-nb score`, or a published imagenet-data-score.pt; recorded now if absent.")]=None,
+    teacher:A[str, typer.Option(help="sre2l, cda, rded, …: the trained network that is asked, a file from `pca-nb teacher`; gvbsm and edc take several, comma-separated.")]='',
+    steps:A[int, typer.Option(min=0, help="sre2l, cda, …: iterations in which an image is optimised; 0 = the published number, or the protocol's share of it.")]=0,
     format:A[str, typer.Option(help="png (lossless), jpeg (quality 75, the paper's) or webp.")]='png',
 ):
     "Shrink a labelled image set to IPC images a class, and say which images were chosen and what it weighs."
-    from pca_nb.methods import METHODS, check_method, protocol_of
+    from dataclasses import replace
+    from pca_nb.methods import METHODS, Use, check_method, protocol_of
     from pca_nb.combine import Tiling
     from pca_nb.core import generator, join, lookup
-    from pca_nb.data import ENCODERS, bytes_on_disk, check_new, class_folders, to_folder
-    from pca_nb.scores import score
-    import torch
-    m = lookup(METHODS, method, 'method')
+    from pca_nb.data import ENCODERS, check_new, class_folders, to_folder
+    m, files, ckpt = lookup(METHODS, method, 'method'), _files(teacher), Path(f'{out.resolve()}.ckpt')
     lookup(ENCODERS, format, 'image format')
     _check_names(arch, device, shrink)
+    _check_asks(method, files, steps, data)
     if (scores or not m.score) and join()[0]: return # nothing to share: the first process does it alone
     check_new(out)
-    full = _load(data, size)
-    class_folders(full)
-    f = factor if m.factor>1 else 1
-    tiling = Tiling(f, shrink or protocol_of(full.name, full.size[0]).shrink)
+    class_folders(full := _source(_load(data, size)))
+    f, p = (factor or m.factor_at(full.size[0])) if m.factor!=1 else 1, protocol_of(full.name, full.size[0])
     check_method(full, method, ipc, f)
     say.print(f"full set: {full!r}")
-    stop = 10 if m.score.startswith('el2n') else 0 # EL2N needs the first ten epochs only
-    values = score(_dynamics_of(full, scores, _scoring(full, arch, epochs, stop, seed), device), m.score) if m.score else torch.zeros(len(full))
-    small = m.make(full, ipc, values, generator(seed, 'subset'), tiling)
+    nets, how = _asked(full, method, files, arch or p.arch, ipc, f, steps, p.pixels, device)
+    values = _values(full, m.score, scores, arch, epochs, seed, device)
     if join()[0]: return
+    use = Use(values, generator(seed, 'subset'), Tiling(f, shrink or p.shrink), nets, how, seed, device, ckpt)
+    small = replace(_make(m, full, ipc, use), name=full.name)
     to_folder(small, out, format, lambda files: {'chosen.csv': _choice(small, full, values, files)})
-    show(bytes_on_disk(small), 'bytes, measured by writing the set in each format')
-    kept = small.index.numel()
-    say.print(f"stored: {small!r} in {out.resolve()} as {format}")
-    say.print(f"chosen: {kept} of {len(full)} images ({100*kept/len(full):.1f} %), listed by class, cell and score in {out/'chosen.csv'}")
-    say.print(f"class folders for other tools: {out/'images'}\nnext: pca-nb evaluate {out} --test TEST_FOLDER --seeds 3")
+    if use.note: ckpt.unlink(missing_ok=True)
+    _tell_set(small, full, out, format, use)
 
 # %% ../nbs/22_cli.ipynb #8644f784
 def _dynamics_of(full, path, cfg, device):
@@ -176,15 +177,41 @@ def _dynamics_of(full, path, cfg, device):
     if not path.exists(): raise ValueError(f"no score file at {path}: make it with `pca-nb score`, or leave --scores out")
     return read_published(path, full.labels) if path.suffix in ('.pt','.pkl','.pickle') else read_dynamics(path, len(full))
 
+def _source(s):
+    "A set whose own images are chosen from, wherever they were taken from themselves."
+    from dataclasses import replace
+    import torch
+    return replace(s, index=torch.arange(len(s))[:,None].repeat(1, s.grid**2))
+
+def _values(full, score, path, arch, epochs, seed, device):
+    "What a method ranks by; zeros if by nothing."
+    from pca_nb import scores
+    import torch
+    stop = 10 if score.startswith('el2n') else 0 # EL2N needs the first ten epochs only
+    return scores.score(_dynamics_of(full, path, _scoring(full, arch, epochs, stop, seed), device), score) if score else torch.zeros(len(full))
+
 def _choice(small, full, values, stored):
-    "One line an image that was kept: where it is stored, where it came from."
+    "One line an image that was kept: where it is stored, where it came from; nothing, if it was made."
     import io
     buf = io.StringIO()
     w = csv.writer(buf)
     w.writerow(('stored', 'cell', 'class', 'source', 'position', 'score'))
     for file,y,idx in zip(stored, small.labels.tolist(), small.index.tolist()):
-        for cell,i in enumerate(idx): w.writerow((file, cell, small.classes[y], full.files[i] if full.files else f'image {i}', i, f'{values[i]:.6g}'))
+        for cell,i in enumerate(idx): w.writerow((file, cell, small.classes[y], *((full.files[i] if full.files else f'image {i}', i, f'{values[i]:.6g}') if i>=0 else ('','',''))))
     return buf.getvalue()
+
+def _tell_set(small, full, out, format, use):
+    "What was written, what it weighs, and what to do with it."
+    from pca_nb.data import bytes_on_disk
+    show(bytes_on_disk(small), 'bytes, measured by writing the set in each format')
+    kept = len(small.index[small.index>=0].unique())
+    say.print(f"stored: {small!r} in {out.resolve()} as {format}")
+    if kept: say.print(f"chosen: {kept} of {len(full)} images ({100*kept/len(full):.1f} %), listed by class, cell and score in {out/'chosen.csv'}")
+    else: say.print(f"chosen: none of {len(full)} images, those that are stored were made")
+    if use.note:
+        named, (first,last) = ', '.join(f'{r:.1f} % named correctly by {t!r}' for r,t in zip(use.note['right'], use.teachers)), use.note['stat']
+        say.print(f"made: {named}; statistics from {first:g} to {last:g}")
+    say.print(f"class folders for other tools: {out/'images'}\nnext: pca-nb evaluate {out} --test TEST_FOLDER --seeds 3")
 
 def _check_names(arch='', device=None, shrink='', recipes=('hard',)):
     "Refuse a wrong network, device, way to shrink or recipe before any image is read."
@@ -197,13 +224,54 @@ def _check_names(arch='', device=None, shrink='', recipes=('hard',)):
     for r in recipes: lookup(RECIPES, r, 'recipe')
     pick_device(device)
 
+# %% ../nbs/22_cli.ipynb #fd22a9c8
+def _check_asks(method, files, steps, data):
+    "Refuse networks and iterations that a method has no use for, and the lack of those it needs."
+    from pca_nb.methods import METHODS, make_distilled
+    m, made = METHODS[method], [k for k,o in METHODS.items() if o.make is make_distilled]
+    if steps and method not in made: raise ValueError(f"--steps {steps}: {method} optimises nothing, leave it out or take one of {', '.join(made)}")
+    if files and not m.asks: raise ValueError(f"--teacher {','.join(files)}: {method} asks no network, leave it out")
+    if m.asks and not files:
+        what = 'trained networks' if m.asks=='several' else 'a trained network'
+        raise ValueError(f"{method} asks {what}: run `pca-nb teacher {data} --test TEST --out teacher.pt`, then give --teacher teacher.pt")
+    if m.asks!='several' and len(files)>1: raise ValueError(f"--teacher names {len(files)} networks, {method} asks one: leave one")
+
+def _asked(full, method, files, arch, ipc, f, steps, share, device):
+    "The trained networks that a method asks, which know these images, and how."
+    from dataclasses import replace
+    from pca_nb.core import pick_device
+    from pca_nb.distill import Distil, check_distil, plan
+    from pca_nb.labels import check_fit, least_top1, read_teacher
+    from pca_nb.methods import METHODS
+    if not files: return (), None
+    m = METHODS[method]
+    of = lambda share: m.how and m.how(full.size[0], share, ipc*f*f) # your own method may need no constants
+    nets, how = tuple(read_teacher(t, arch, full) for t in files), of(share)
+    for t in nets: t.net.to(pick_device(device))
+    if isinstance(how, Distil):
+        check_distil(full, ipc, how := replace(how, steps=steps or how.steps), nets)
+        b = len(plan(full.n_classes, ipc, how))
+        say.print(f"{method}: {how.steps:,} iterations ({of(1.).steps:,} are published) × {b} batch{'es'*(b>1)}, asking {', '.join(map(repr, nets))}")
+        return nets, how
+    for t in nets:
+        check_fit(t, full)
+        if t.top1 is not None and t.top1<(least := least_top1(full.n_classes)):
+            raise ValueError(f"{t!r} is right on {t.top1:.1f} %, asked for at least {least:g} %: train it longer or take another network")
+    return nets, how
+
+def _make(m, full, ipc, use):
+    "A method's set; if stopped, how to go on."
+    try: return m.make(full, ipc, use)
+    except KeyboardInterrupt as e:
+        raise KeyboardInterrupt(f"stopped: {f'run it again to go on from {use.ckpt}' if use.ckpt.exists() else 'nothing was saved yet'}") from e
+
 # %% ../nbs/22_cli.ipynb #08ec6702
 @app.command()
 def evaluate(
     data:A[str, typer.Argument(help="What to train on: what `compress` wrote, or any labelled image set.")],
     test:A[str, typer.Option(help="Whole images to test on: a folder with the same class names, a parquet file, or a known data set.")],
     seeds:Seeds=3, recipe:A[str, typer.Option(help="hard, sgd, or with a teacher soft, rded, edc, …; composites are extracted from automatically.")]='hard',
-    teacher:A[str, typer.Option(help="Soft recipes: a file from `pca-nb teacher`, a state dict of --arch, or imagenet; or the folder that `pca-nb labels` wrote.")]='',
+    teacher:A[str, typer.Option(help="Soft recipes: files from `pca-nb teacher`, state dicts of --arch, or imagenet, comma-separated; or the folder that `pca-nb labels` wrote.")]='',
     least:Least=0., arch:Arch='', device:Device=None,
     epochs:A[int, typer.Option(min=0, help="0 = the data's protocol: the paper's 300, more for very small sets; for the photographs of 21_tables 2,400 steps.")]=0,
     size:Size=0,
@@ -223,7 +291,7 @@ def evaluate(
     if held.grid>1: raise ValueError(f"{test} holds composites: test on whole images")
     views = protocol_of(s.name.split('/')[0], s.size[0])
     r = _recipe_for(s, RECIPES[recipe], views, epochs)
-    labels = _labels(teacher, arch or views.arch, s, held, least)
+    labels = _labels(teacher, recipe, arch or views.arch, s, held, least)
     say.print(f"train: {s!r}\ntest:  {held!r}\n{arch or views.arch}, {recipe}: {r.epochs} epochs, batch {r.batch}, patches {r.augment.patches}, on {pick_device(device)}")
     logs = [train(make_model(arch or views.arch, s.n_classes, s.size[0], seed), s, r, seed, held, device=device, desc=f'seed {seed}', labels=labels) for seed in range(seeds)]
     rows = pd.DataFrame([l.iloc[-1] for l in logs])[['top1','top5','nll']].astype(float)
@@ -241,14 +309,25 @@ def _recipe_for(s, recipe, protocol, epochs):
     r = replace(r, augment=replace(r.augment, patches='none' if s.grid==1 else own if own!='none' else 'extract'))
     return replace(r, epochs=epochs, eval_every=max(1, epochs//6)) if epochs else r
 
-def _labels(teacher, arch, s, held, least):
-    "Hard labels, a teacher's answers live, or stored ones."
-    from pca_nb.labels import Live
+def _labels(teacher, recipe, arch, s, held, least):
+    "Hard labels, teachers' answers live, or stored ones."
     from pca_nb.store import Stored
     from pca_nb.train import Labels
     if not teacher: return Labels()
     if Path(teacher).is_dir() or Path(f'{teacher}.part').exists(): return _stored(Stored(teacher, s), least)
-    return Live(_teacher(teacher, arch, s, held, least))
+    return _live(teacher, recipe, arch, s, held, least)
+
+def _live(teacher, recipe, arch, s, held, least):
+    "One teacher or several, asked live."
+    from pca_nb.labels import Live
+    live = Live(*(_teacher(t, arch, s, held, least) for t in _files(teacher)))
+    _one_for_many(recipe, len(live.teachers))
+    return live
+
+def _one_for_many(recipe, n):
+    "Say that one teacher does what several do in the paper."
+    from pca_nb.paper import OURS
+    if n==1 and dict(OURS.values()).get(recipe.removesuffix('-code'), 1)>1: say.print(f"{recipe}: the paper uses an ensemble of teachers, this run has one teacher")
 
 def _stored(kept, least):
     "Stored answers, and what they mean for the seeds."
@@ -291,7 +370,7 @@ def teacher_(
 @app.command(name='labels')
 def labels_(
     data:A[str, typer.Argument(help="The small set: what `compress` wrote, or any labelled image set.")],
-    teacher:A[str, typer.Option(help="A file from `pca-nb teacher`, a state dict of --arch, or imagenet.")],
+    teacher:A[str, typer.Option(help="Files from `pca-nb teacher`, state dicts of --arch, or imagenet, comma-separated; several are averaged.")],
     test:A[str, typer.Option(help="Unseen images to check the teacher on.")],
     out:A[Path, typer.Option(help="Folder to write; must not exist yet.")],
     recipe:A[str, typer.Option(help="soft, rded, edc, …: whose views and batches.")]='soft',
@@ -304,7 +383,6 @@ def labels_(
 ):
     "Write a teacher's answers to every view of a training run, once; `evaluate --teacher OUT` learns from them."
     from pca_nb.data import check_new, match_classes
-    from pca_nb.labels import Live
     from pca_nb.methods import protocol_of
     from pca_nb.store import LabelCfg, Stored, fkd_bytes, label_bytes, write_labels
     from pca_nb.train import RECIPES
@@ -314,7 +392,7 @@ def labels_(
     s = _load(data, size)
     held, p = match_classes(_load(test, s.size[0], 'test'), s), protocol_of(s.name.split('/')[0], s.size[0])
     r = _recipe_for(s, RECIPES[recipe], p, epochs)
-    live = Live(_teacher(teacher, arch or p.arch, s, held, least))
+    live = _live(teacher, recipe, arch or p.arch, s, held, least)
     say.print(f"{s!r}: {r.epochs} epochs, {label_bytes(s, r, cfg):,} bytes of labels to write")
     kept = Stored(write_labels(out, s, r, live, seed, cfg, device), s)
     say.print(f"{kept!r}\nthe field's format would take {fkd_bytes(len(s)*r.epochs, s.n_classes):,} bytes\nlabels: {out.resolve()}")
@@ -341,17 +419,32 @@ def score_(
     show(table, f'{len(dyn)} images, {dyn.epochs} epochs; larger = harder')
     say.print(f"scores: {out.resolve()}")
 
-# %% ../nbs/22_cli.ipynb #d60fdf92
-def _list(text): return [t.strip() for t in text.split(',') if t.strip()]
-
+# %% ../nbs/22_cli.ipynb #928b83c3
 def _ipcs(text):
     if (bad := [i for i in _list(text) if not i.isdigit() or int(i)<1]): raise ValueError(f"--ipc {bad[0]!r}: give whole numbers from 1, separated by commas")
     return [int(i) for i in _list(text)]
 
+def _methods(text):
+    "Names of methods, each once; 'all' stands for the paper's columns."
+    from pca_nb.core import lookup
+    from pca_nb.methods import BENCH, METHODS
+    names = list(dict.fromkeys(n for m in _list(text) for n in (BENCH if m=='all' else [m])))
+    for n in names: lookup(METHODS, n, 'method')
+    return names
+
+def _tell_made(frame):
+    "What it took to make images, a line a method."
+    if 'made' not in frame: return
+    f = frame.dropna(subset='made')
+    for m,r in f.assign(took=[n['seconds'] for n in f.made]).groupby('method', sort=False):
+        took, steps = r.groupby('ipc').took.mean(), r.made.iloc[0].get('steps')
+        say.print(f"{m}: {', '.join(f'{t:.1f} s at ipc {i}' for i,t in took.items())} to make a set{f', {steps:,} iterations a batch' if steps else ''}")
+
+# %% ../nbs/22_cli.ipynb #d60fdf92
 @app.command()
 def bench(
     data:A[str, typer.Argument(help="A known data set (digits, cifar10, …), or a training folder or parquet file together with --test.")]='digits',
-    methods:A[str, typer.Option(help="Comma-separated; a wrong name lists all.")]='random,forgetting-easyB,el2n-easyB,aum-easyB,ccs,pca',
+    methods:A[str, typer.Option(help="Comma-separated; all = Tables 4 and 5 of the paper, and EDC; a wrong name lists every name.")]='random,forgetting-easyB,el2n-easyB,aum-easyB,ccs,pca',
     ipc:A[str, typer.Option(help="Comma-separated images a class.")]='1,10',
     seeds:Seeds=3, recipe:A[str, typer.Option('--recipe', '--labels', help="Comma-separated: hard, sgd, soft, …; soft ones train a teacher first.")]='hard', arch:Arch='', size:Size=0,
     rows:A[Optional[Path], typer.Option(help="JSON-lines file that keeps the rows; default HOME/bench.jsonl.")]=None,
@@ -362,14 +455,13 @@ def bench(
 ):
     "Run a grid of methods, IPCs and seeds; rows that exist are read. Ends with the table."
     from pca_nb.bench import Rows
-    from pca_nb.methods import METHODS, run_cfg
+    from pca_nb.methods import run_cfg
     from pca_nb.stats import pretty, summary
     from pca_nb.tables import label_rows
-    from pca_nb.core import check_writable, lookup
+    from pca_nb.core import check_writable
     from pca_nb.data import DATASETS
     _check_names(arch, device, shrink, _list(recipe))
-    for m in _list(methods): lookup(METHODS, m, 'method')
-    if not _list(methods) or not _ipcs(ipc) or not _list(recipe): raise ValueError("--methods, --ipc and --recipe need at least one entry each: separate them by commas")
+    if not (names := _methods(methods)) or not _ipcs(ipc) or not _list(recipe): raise ValueError("--methods, --ipc and --recipe need at least one entry each: separate them by commas")
     for p in (rows or home/'bench.jsonl', home/'scores'/'x'): check_writable(p)
     name, sources, known = data, {}, {}
     if data not in DATASETS:
@@ -378,10 +470,12 @@ def bench(
         name, size = f'{full.name}-{_fingerprint(full)}', full.size[0]
         sources, known = {name:(data, test)}, dict(n_classes=full.n_classes, n_full=len(full))
     many = len(_list(recipe))>1
-    runs = [(m+f', {r}'*(many and r!='hard'), run_cfg(name, m, i, s, r, size=size, arch=arch, factor=factor, shrink=shrink, **known)) for i in _ipcs(ipc) for r in _list(recipe) for m in _list(methods) for s in range(seeds)]
+    runs = [(m+f', {r}'*(many and r!='hard'), run_cfg(name, m, i, s, r, size=size, arch=arch, factor=factor, shrink=shrink, **known)) for i in _ipcs(ipc) for r in _list(recipe) for m in names for s in range(seeds)]
     store, first = Rows(rows or home/'bench.jsonl'), runs[0][1]
-    _grid([c for _,c in runs], store, home, workers, sources, device)
+    for r in _list(recipe): _one_for_many(r, 1)
+    frame = _grid([c for _,c in runs], store, home, workers, sources, device)
     show(pretty(summary(label_rows(runs, store))), f'{name}, {recipe}, {first.arch} at {first.size} px')
+    _tell_made(frame)
     say.print(f"rows: {store.path.resolve()}")
 
 # %% ../nbs/22_cli.ipynb #0321c338

@@ -3,6 +3,7 @@ import csv
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -134,3 +135,145 @@ def test_teacher_labels_evaluate(tmp_path, clean_env):
         assert words in ' '.join(err.split()) and len(err.strip().splitlines()) == 1, err
     t.write_bytes(t.read_bytes()[:3000])
     assert 'is no checkpoint' in run(*soft, '--teacher', t, ok=False)
+
+
+@pytest.fixture(scope='module')
+def teachers(tmp_path_factory):
+    "Two small networks that know the digits, as files, and one that was taken away before it did."
+    from pca_nb.labels import Teacher, TeacherCfg, make_teacher
+    from pca_nb.methods import scoring_cfg
+    from pca_nb.models import make_model
+    root, (full, test) = tmp_path_factory.mktemp('teachers'), (load_data('digits', s) for s in ('train', 'test'))
+    for seed in (0, 1):
+        recipe = replace(scoring_cfg('digits', 16, len(full), '').recipe, epochs=3)
+        make_teacher(full, TeacherCfg('convnet2-w32', recipe, seed, 16), test, root/f'{seed}.pt', 'cpu')
+    Teacher(make_model('convnet2-w32', 10, 16, 0), 'convnet2-w32', 16, full.classes, full.stats, 10.).save(root/'fresh.pt')
+    return root
+
+
+@pytest.fixture
+def here(capsys):
+    "A command in this process; returns what it printed, its errors are raised as they are."
+    from pca_nb.cli import app
+
+    def run(*args):
+        capsys.readouterr()
+        app(list(map(str, args)), standalone_mode=False)
+        return ' '.join(capsys.readouterr().out.split())
+    return run
+
+
+def test_compress_makes_images(teachers, tmp_path, clean_env):
+    "Optimised from nothing: a set like any other for `evaluate`, whose list of chosen images names none."
+    out = sh('compress', 'digits', '--method', 'sre2l', '--ipc', 2, '--teacher', teachers/'0.pt', '--steps', 5, '--out', tmp_path/'small', '--device', 'cpu', env=clean_env)
+    assert 'sre2l: 5 iterations (4,000 are published) × 1 batch, asking Teacher(convnet2-w32' in out and 'chosen: none of 1197' in out
+    assert re.search(r'made: [\d.]+ % named correctly by Teacher\(convnet2-w32.*; statistics from [\d.]+ to [\d.]+', out)
+    s, rows = load_data(tmp_path/'small'), list(csv.DictReader((tmp_path/'small'/'chosen.csv').open()))
+    assert s.counts.tolist() == [2] * 10 and (s.index == -1).all() and s.name == 'digits'
+    assert len(rows) == 20 and all((tmp_path/'small'/r['stored']).exists() and r['source'] == r['position'] == r['score'] == '' for r in rows)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['small']   # no checkpoint is left
+    assert 'top-1' in sh('evaluate', tmp_path/'small', '--test', 'digits', '--seeds', 1, '--epochs', 2, '--device', 'cpu', env=clean_env)
+
+
+def test_compress_goes_on_where_it_was_stopped(teachers, tmp_path, here, monkeypatch):
+    "Ctrl-C in the fourth iteration: the file it names is gone on from, by this work only, and removed at the end."
+    from pca_nb import distill
+    from pca_nb.cli import Stopped
+    words = lambda out, steps=6: ('compress', 'digits', '--method', 'sre2l', '--ipc', 1, '--teacher', teachers/'0.pt', '--steps', steps, '--out', tmp_path/out, '--device', 'cpu')
+    here(*words('whole'))
+    terms, seen = distill._Loop.terms, []
+
+    def stops(self, j, net, matcher, x, y, groups, k, g):
+        if k == 3 and 3 not in seen:
+            seen.append(k)
+            raise KeyboardInterrupt
+        seen.append(k)
+        return terms(self, j, net, matcher, x, y, groups, k, g)
+    monkeypatch.setattr(distill, 'SAVE_EVERY', 0)
+    monkeypatch.setattr(distill._Loop, 'terms', stops)
+    with pytest.raises(Stopped, match=rf'^stopped: run it again to go on from {tmp_path}/small.v1.ckpt$'): here(*words('small.v1'))
+    assert not (tmp_path/'small.v1').exists()
+    with pytest.raises(ValueError, match='small.v1.ckpt belongs to another run'): here(*words('small.v1', 7))
+    here(*words('small.v1'))
+    assert seen == [0, 1, 2, 3, 3, 4, 5] and not (tmp_path/'small.v1.ckpt').exists()
+    assert (load_data(tmp_path/'small.v1').images == load_data(tmp_path/'whole').images).all()
+    with pytest.raises(ValueError, match='small.v1 is there already'): here(*words('small.v1'))
+
+
+def test_compress_asks_whom_it_should(teachers, tmp_path, here, monkeypatch):
+    "What a method asks is refused or missed before any image is read; a network that knows nothing, before anything is made."
+    from pca_nb import data
+    load, reads, t = data.load_data, [], teachers/'0.pt'
+    monkeypatch.setattr(data, 'load_data', lambda *a: reads.append(a) or load(*a))
+    words = lambda method, *more: ('compress', 'digits', '--method', method, '--ipc', 1, '--out', tmp_path/'x', '--device', 'cpu', *more)
+    for method, more, said in (('sre2l', (), 'sre2l asks a trained network: run `pca-nb teacher digits --test TEST --out teacher.pt`'),
+                               ('gvbsm', (), 'gvbsm asks trained networks: run `pca-nb teacher digits'), ('rded', (), 'rded asks a trained network'),
+                               ('pca', ('--teacher', t), 'pca asks no network'), ('sre2l', ('--teacher', f'{t},{t}'), '--teacher names 2 networks, sre2l asks one'),
+                               ('pca-crop-nll-other', ('--teacher', f'{t},{t}'), 'names 2 networks'), ('random', ('--steps', 5), '--steps 5: random optimises nothing'),
+                               ('rded', ('--steps', 5, '--teacher', t), '--steps 5: rded optimises nothing')):
+        with pytest.raises(ValueError, match=re.escape(said)): here(*words(method, *more))
+    assert not reads
+    for method in ('sre2l', 'rded'):
+        with pytest.raises(ValueError, match='is right on 10.0 %, asked for at least 20 %'): here(*words(method, '--teacher', teachers/'fresh.pt'))
+        with pytest.raises(ValueError, match='was trained at 16 px'): here(*words(method, '--teacher', t, '--size', 32))
+    assert not list(tmp_path.iterdir())
+
+
+def test_compress_with_several_networks_and_with_crops(teachers, tmp_path, here, monkeypatch):
+    "G-VBSM asks two; RDED's crops come from images that are listed, one a file below 64 px unless a factor is given; a newcomer's method may have no constants."
+    from pca_nb.methods import METHODS, Method
+    t, u = teachers/'0.pt', teachers/'1.pt'
+    words = lambda method, files, out, *more: ('compress', 'digits', '--method', method, '--ipc', 1, '--teacher', files, '--out', tmp_path/out, '--device', 'cpu', *more)
+    out = here(*words('gvbsm', f'{t},{u}', 'g', '--steps', 2))
+    assert 'gvbsm: 2 iterations' in out and out.count('named correctly by') == 2
+    for more, grid in (((), 1), (('--factor', 2), 2)):
+        assert f'chosen: {10 * grid**2} of 1197' in here(*words('rded', t, f'r{grid}', *more))
+        s = load_data(tmp_path/f'r{grid}')
+        assert s.grid == grid and (s.index >= 0).all()
+    monkeypatch.setitem(METHODS, 'mine', Method(lambda full, ipc, use: METHODS['random'].make(full, ipc*len(use.teachers), use), asks='several'))
+    assert 'chosen: 20 of 1197' in here(*words('mine', f'{t},{u}', 'mine'))
+    assert 'chosen: 40 of 1197' in here(*words('pca-crop-nll', t, 'pc', '--epochs', 1)) and load_data(tmp_path/'pc').grid == 2
+
+
+def test_compress_what_was_compressed(teachers, tmp_path, here):
+    "Sources are the images at hand, wherever those were taken from."
+    here('compress', 'digits', '--method', 'random', '--ipc', 2, '--out', tmp_path/'a', '--device', 'cpu')
+    assert 'chosen: 10 of 20' in here('compress', tmp_path/'a', '--method', 'random', '--ipc', 1, '--out', tmp_path/'b', '--device', 'cpu')
+    for r in csv.DictReader((tmp_path/'b'/'chosen.csv').open()): assert (tmp_path/'a'/r['source']).read_bytes() == (tmp_path/'b'/r['stored']).read_bytes()
+
+
+def test_several_teachers_or_a_line_about_it(teachers, tmp_path, here):
+    "An ensemble's recipe averages all that are named, each checked; with one it says what the paper does."
+    t, u, line = teachers/'0.pt', teachers/'1.pt', 'the paper uses an ensemble of teachers, this run has one'
+    here('compress', 'digits', '--method', 'random', '--ipc', 1, '--out', tmp_path/'s', '--device', 'cpu')
+    words = lambda recipe, files: ('evaluate', tmp_path/'s', '--test', 'digits', '--recipe', recipe, '--teacher', files, '--seeds', 1, '--epochs', 2, '--device', 'cpu')
+    both, one, soft = here(*words('gvbsm', f'{t}, {u}')), here(*words('gvbsm', t)), here(*words('soft', t))
+    assert line not in both and line not in soft and f'gvbsm: {line}' in one
+    assert both.count('Teacher(convnet2-w32') == 2 and one.count('Teacher(convnet2-w32') == 1
+    seed0 = lambda text: re.search(r'│ 0 │[^└]*', text)[0]
+    assert seed0(both) != seed0(one)
+    assert f'edc-code: {line}' in here(*words('edc-code', t))
+    with pytest.raises(ValueError, match='is right on'): here(*words('gvbsm', f'{t},{teachers}/fresh.pt'))
+    labels = ('labels', tmp_path/'s', '--test', 'digits', '--recipe', 'gvbsm', '--epochs', 2, '--codec', 'fp32', '--device', 'cpu')
+    assert line in here(*labels, '--teacher', t, '--out', tmp_path/'k1') and line not in here(*labels, '--teacher', f'{t},{u}', '--out', tmp_path/'k2')
+    assert seed0(here(*words('gvbsm', tmp_path/'k2'))) == seed0(both) and seed0(here(*words('gvbsm', tmp_path/'k1'))) == seed0(one)
+
+
+def test_bench_all_are_the_papers_columns(tmp_path, here, monkeypatch):
+    "One run a column, without making any; a method that optimises says how long a set took."
+    import pandas as pd
+    from pca_nb import cli
+    from pca_nb.methods import BENCH
+    asked = []
+
+    def grid(cfgs, *a):
+        asked.extend(cfgs)
+        made = [dict(seconds=2.04, steps=1200) if c.method == 'sre2l' else dict(seconds=.5) if c.method == 'rded' else float('nan') for c in cfgs]
+        return pd.DataFrame([dict(method=c.method, ipc=c.ipc, made=m) for c, m in zip(cfgs, made)])
+    monkeypatch.setattr(cli, '_grid', grid)
+    monkeypatch.setattr('pca_nb.stats.summary', lambda frame: frame)
+    monkeypatch.setattr('pca_nb.stats.pretty', lambda frame: pd.DataFrame())
+    out = here('bench', 'digits', '--methods', 'tiles,all,pca', '--ipc', '1,2', '--seeds', 1, '--home', tmp_path)
+    assert [c.method for c in asked if c.ipc == 1] == ['tiles', *BENCH] and len(asked) == 2 * (1+len(BENCH))
+    assert 'sre2l: 2.0 s at ipc 1, 2.0 s at ipc 2 to make a set, 1,200 iterations a batch rded: 0.5 s at ipc 1, 0.5 s at ipc 2 to make a set rows:' in out
+    with pytest.raises(KeyError, match="unknown method 'everything'"): here('bench', '--methods', 'all,everything', '--home', tmp_path)
