@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from pca_nb.bench import Rows
-from pca_nb.methods import run_cfg
+from pca_nb.methods import BENCH, run_cfg
 from pca_nb.stats import compare
 from pca_nb.core import config_key
 from pca_nb.tables import SCALES, TABLES, read_table, rows_file, runs_of
@@ -68,3 +68,19 @@ def test_the_larger_set_wants_harder_images():
     "ten classes: easiest above random by the mean at IPC 1, below it at IPC 50"
     f = read_table('x01-place', 'tiny10', results).groupby(['ipc', 'method']).top1.mean()
     assert f[1, 'el2n-easyB'] > f[1, 'random'] and f[50, 'el2n-easyB'] < f[50, 'random']
+
+
+def test_distilled_sets_are_what_their_networks_think_they_are():
+    "every optimised set of the committed rows: at least 95 % named correctly, statistics nearer than at the start; from noise, SRe2L, CDA and LPLD below a fifth"
+    made = [r for r in Rows(results/'cifar10.jsonl').all() if 'stat' in r.get('made', {})]
+    assert {'sre2l', 'cda', 'gvbsm', 'lpld', 'dwa', 'edc'} <= {r['method'] for r in made}
+    for r in made:
+        first, last = r['made']['stat']
+        assert min(r['made']['right']) >= 95 and last < first, (r['method'], r['ipc'], r['seed'])
+        if r['method'] in ('sre2l', 'cda', 'lpld'): assert last < first/5, (r['method'], r['ipc'], r['seed'], last/first)
+
+
+def test_every_column_of_tables_4_and_5_has_rows():
+    f = read_table('t04', 'cifar10', results, (10,))
+    for m in BENCH:
+        for label in (m, f'{m}, soft'): assert (f.method == label).sum() >= 3, label

@@ -12,7 +12,7 @@ from pca_nb.bench import distilled, recorded
 from pca_nb.data import load_data
 from pca_nb.methods import BENCH, make_set, run_cfg
 
-MORE = ('sre2l-real', 'lpld-code', 'sre2l-code', 'rded-f2')
+MORE = ('sre2l-real', 'rded-f2')
 
 
 def main(home, out='nbs/results/gallery.npz'):
