@@ -444,6 +444,7 @@ def _tell_made(frame):
 @app.command()
 def bench(
     data:A[str, typer.Argument(help="A known data set (digits, cifar10, …), or a training folder or parquet file together with --test.")]='digits',
+    data_:A[str, typer.Option('--data', help="The same as DATA, by name.")]='',
     methods:A[str, typer.Option(help="Comma-separated; all = Tables 4 and 5 of the paper, and EDC; a wrong name lists every name.")]='random,forgetting-easyB,el2n-easyB,aum-easyB,ccs,pca',
     ipc:A[str, typer.Option(help="Comma-separated images a class.")]='1,10',
     seeds:Seeds=3, recipe:A[str, typer.Option('--recipe', '--labels', help="Comma-separated: hard, sgd, soft, …; soft ones train a teacher first.")]='hard', arch:Arch='', size:Size=0,
@@ -460,6 +461,7 @@ def bench(
     from pca_nb.tables import label_rows
     from pca_nb.core import check_writable
     from pca_nb.data import DATASETS
+    data = data_ or data
     _check_names(arch, device, shrink, _list(recipe))
     if not (names := _methods(methods)) or not _ipcs(ipc) or not _list(recipe): raise ValueError("--methods, --ipc and --recipe need at least one entry each: separate them by commas")
     for p in (rows or home/'bench.jsonl', home/'scores'/'x'): check_writable(p)

@@ -312,6 +312,7 @@ DISTILLERS = { # name -> (Distil at 224 px, Distil at 64 px and below)
     'edc':        (replace(LARGE, match=replace(ALL, patch=16), steps=1000, batch=80, weight=.1, **_edc), replace(SMALL, match=ALL, steps=2000, weight=.01, **_edc)),
 }
 DISTILLERS['dwa-code'] = tuple(replace(c, carry=True) for c in DISTILLERS['dwa'])
+DISTILLERS['gvbsm-roll4'] = tuple(replace(c, jitter=(0,j)) for c,j in zip(DISTILLERS['gvbsm'], (32,4)))
 
 def distil_cfg(
     name:str,       # a key of `DISTILLERS`

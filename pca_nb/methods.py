@@ -114,7 +114,7 @@ METHODS = { # name -> Method
     'rded':            Method(make_rded, '', 0, 'none', 'one', _crops()),
     'rded-f2':         Method(make_rded, '', 2, 'none', 'one', _crops()),
     'rded-f2+extract': Method(make_rded, '', 2, 'extract', 'one', _crops()),
-    **{k: Method(make_distilled, asks='several' if k in ('gvbsm','edc') else 'one', how=_distil(k)) for k in DISTILLERS},
+    **{k: Method(make_distilled, asks='several' if k.startswith(('gvbsm','edc')) else 'one', how=_distil(k)) for k in DISTILLERS},
 }
 DISTILLED = ('sre2l','cda','gvbsm','lpld','rded','dwa','edc')
 BENCH = ('random', *DISTILLED, 'forgetting-easyB','el2n-easyB','aum-easyB','ccs','pca') # the columns of Tables 4 and 5, and EDC

@@ -112,7 +112,7 @@ TABLES = { # table -> Blocks
     't21': tuple(Block(('random','sre2l','sre2l-real'), 3, n, (10,), dict(recipe=n or 'hard')) for n in ('','soft')),
     't23': (Block(('random','forgetting-easyB','ccs-forgetting','aum-easyB','ccs','el2n-easyB','ccs-el2n')),),
     't24': (Block(('random','tiles','pca','pca-aum','pca-forgetting')),),
-    'x02': (Block(('sre2l',), 3, 'mobilenet_v2', (10,), dict(arch='mobilenet_v2'), ('cifar10',)), Block(('random',), 3, 'mobilenet_v2', (10,), dict(arch='mobilenet_v2'), ('cifar10',)), Block(('random','rded','rded-f2','rded-f2+extract','sre2l','sre2l-code','lpld','lpld-code','pca','pca+decode'), 3, ipcs=(10,)),),
+    'x02': (Block(('sre2l',), 3, 'mobilenet_v2', (10,), dict(arch='mobilenet_v2'), ('cifar10',)), Block(('random',), 3, 'mobilenet_v2', (10,), dict(arch='mobilenet_v2'), ('cifar10',)), Block(('random','rded','rded-f2','rded-f2+extract','sre2l','sre2l-code','lpld','lpld-code','gvbsm','gvbsm-roll4','pca','pca+decode'), 3, ipcs=(10,)),),
     'x01-place': (Block(('random', *PLACES)),),
     'x01-size':  (Block(('random','el2n-easyB','tiles','pca'), 3, ipcs=(10,)), Block(('tiles','pca'), 3, '3×3', (10,), dict(factor=3)),
                   Block(('tiles','pca'), 3, 'fit', (10,), dict(shrink='fit')),
