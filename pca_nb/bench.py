@@ -257,7 +257,7 @@ def distilled(
     if not hasattr(cfg, 'asked'): return None
     file, t0 = _set_file(cfg, Path(home or runs_home())), time.perf_counter()
     about = file.with_suffix('.json')
-    if file.exists() and about.exists(): return read_npz(file), json.loads(about.read_text())
+    if file.exists() and about.exists(): return read_npz(file), _note(about)
     full, nets = _full(cfg, sources, cfg.size), asked(cfg, home, sources, device)
     note, t1 = dict(device=machine(pick_device(device))['device'], asked=[dict(arch=t.arch, key=t.key, top1=t.top1) for t in nets]), time.perf_counter()
     s = make_set(cfg, full, recorded(cfg, home, sources, device), nets, device, ckpt := file.with_suffix('.ckpt'), note)
@@ -265,6 +265,10 @@ def distilled(
     atomic_write(about, lambda tmp: tmp.write_text(json.dumps(note)))
     save(s, file); ckpt.unlink(missing_ok=True)
     return s, note
+
+def _note(path):
+    try: return json.loads(path.read_text())
+    except ValueError as e: raise ValueError(f"{path} is damaged: remove it, and its set will be made again") from e
 
 def _set_file(cfg, home):
     same = {k:plain(cfg)[k] for k in ('data','method','ipc','seed','size','tiling','scoring','asked','how')}

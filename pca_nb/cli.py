@@ -160,7 +160,7 @@ def compress(
     f, p = (factor or m.factor_at(full.size[0])) if m.factor!=1 else 1, protocol_of(full.name, full.size[0])
     check_method(full, method, ipc, f)
     say.print(f"full set: {full!r}")
-    nets, how = _asked(full, method, files, arch or p.arch, ipc, f, steps, p.pixels, device)
+    nets, how = _asked(full, method, files, arch or p.arch, ipc, f, steps, p, device)
     values = _values(full, m.score, scores, arch, epochs, seed, device)
     if join()[0]: return
     use = Use(values, generator(seed, 'subset'), Tiling(f, shrink or p.shrink), nets, how, seed, device, ckpt)
@@ -208,7 +208,7 @@ def _tell_set(small, full, out, format, use):
     say.print(f"stored: {small!r} in {out.resolve()} as {format}")
     if kept: say.print(f"chosen: {kept} of {len(full)} images ({100*kept/len(full):.1f} %), listed by class, cell and score in {out/'chosen.csv'}")
     else: say.print(f"chosen: none of {len(full)} images, those that are stored were made")
-    if use.note:
+    if {'right','stat'}<=use.note.keys():
         named, (first,last) = ', '.join(f'{r:.1f} % named correctly by {t!r}' for r,t in zip(use.note['right'], use.teachers)), use.note['stat']
         say.print(f"made: {named}; statistics from {first:g} to {last:g}")
     say.print(f"class folders for other tools: {out/'images'}\nnext: pca-nb evaluate {out} --test TEST_FOLDER --seeds 3")
@@ -236,17 +236,17 @@ def _check_asks(method, files, steps, data):
         raise ValueError(f"{method} asks {what}: run `pca-nb teacher {data} --test TEST --out teacher.pt`, then give --teacher teacher.pt")
     if m.asks!='several' and len(files)>1: raise ValueError(f"--teacher names {len(files)} networks, {method} asks one: leave one")
 
-def _asked(full, method, files, arch, ipc, f, steps, share, device):
+def _asked(full, method, files, arch, ipc, f, steps, protocol, device):
     "The trained networks that a method asks, which know these images, and how."
     from dataclasses import replace
     from pca_nb.core import pick_device
     from pca_nb.distill import Distil, check_distil, plan
     from pca_nb.labels import check_fit, least_top1, read_teacher
-    from pca_nb.methods import METHODS
+    from pca_nb.methods import METHODS, how_of
     if not files: return (), None
     m = METHODS[method]
-    of = lambda share: m.how and m.how(full.size[0], share, ipc*f*f) # your own method may need no constants
-    nets, how = tuple(read_teacher(t, arch, full) for t in files), of(share)
+    of = lambda share=0.: how_of(m, protocol, full.size[0], ipc*f*f, share)
+    nets, how = tuple(read_teacher(t, arch, full) for t in files), of()
     for t in nets: t.net.to(pick_device(device))
     if isinstance(how, Distil):
         check_distil(full, ipc, how := replace(how, steps=steps or how.steps), nets)

@@ -111,8 +111,9 @@ def _add(r, m, q, y, momentum):
     for total,part in ((r.m,m), (r.q,q), (r.mm,m**2)): total.index_add_(0, y, part.double())
     r.n += y.bincount(minlength=len(r.n))
     for c in y.unique() if momentum else ():
-        mean = m[y==c].mean(0)
-        for old,new in zip(r.ema, (mean, q[y==c].mean(0)-mean**2)): old[c] = old[c].lerp(new, momentum)
+        mine = y==c
+        w = momentum*(1-momentum)**torch.arange(int(mine.sum())-1, -1, -1, device=m.device) # one step an image, the last counts most
+        for old,new in zip(r.ema, (m, q-m**2)): old[c] = (1-momentum)**len(w)*old[c]+w@new[mine].float()
 
 # %% ../nbs/12_match.ipynb #19d17f9c
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SEEN', 'METHODS', 'DISTILLED', 'BENCH', 'PROTOCOLS', 'PHOTOS', 'N_TRAIN', 'Use', 'Method', 'pruned', 'make_pca',
            'make_pca_crop', 'make_tiles', 'make_noise', 'make_rded', 'make_distilled', 'Protocol', 'protocol_of',
-           'RunCfg', 'SoftRunCfg', 'MadeRunCfg', 'SoftMadeRunCfg', 'run_cfg', 'scaled_recipe', 'scoring_cfg',
+           'RunCfg', 'SoftRunCfg', 'MadeRunCfg', 'SoftMadeRunCfg', 'run_cfg', 'scaled_recipe', 'how_of', 'scoring_cfg',
            'make_set', 'check_method']
 
 # %% ../nbs/14_methods.ipynb #9e286d66
@@ -215,7 +215,7 @@ def run_cfg(
     cls = {(False,False):RunCfg, (True,False):SoftRunCfg, (False,True):MadeRunCfg, (True,True):SoftMadeRunCfg}[r.soft, bool(asked)]
     return cls(data, method, ipc, seed, size, arch or p.arch, replace(r, augment=replace(r.augment, **dict(patches=_seen(m, r)) | views)),
                Tiling(f, shrink or p.shrink) if f>1 else Tiling(1), scoring_cfg(data, size, n_full, m.score, seed, arch) if m.score else None,
-               **(dict(teachers=tell(teachers), labels=labels) if r.soft else {}), **(dict(asked=tell(asked), how=m.how and m.how(size, pixels or p.pixels, ipc*f*f)) if asked else {}))
+               **(dict(teachers=tell(teachers), labels=labels) if r.soft else {}), **(dict(asked=tell(asked), how=how_of(m, p, size, ipc*f*f, pixels)) if asked else {}))
 
 def scaled_recipe(
     recipe:Recipe,     # the published constants
@@ -227,6 +227,19 @@ def scaled_recipe(
     r = scaled(replace(recipe, batch=HARD.batch, epochs=1 if 'total' in scale else protocol.epochs), n, **scale)
     own = {k:v for k,v in vars(recipe.augment).items() if v!=getattr(Augment(), k)}
     return replace(r, batch=min(n, round(r.batch*recipe.batch/HARD.batch)), augment=replace(protocol.views, **own))
+
+# %% ../nbs/14_methods.ipynb #ace613b7
+def how_of(
+    method:Method,
+    protocol:Protocol,
+    size:int,        # side of the images, pixels
+    n:int,           # images a class that are needed
+    share:float=0.,  # of the published iterations; 0 = the protocol's
+):                   # `Distil`, `Crops` or `None`
+    "The frozen constants of a method that asks, with no view that the pictures forbid."
+    how, v = method.how and method.how(size, share or protocol.pixels, n), protocol.views
+    if not isinstance(how, Distil) or v==Augment(): return how
+    return replace(how, flip=min(how.flip, v.flip), crop=how.crop and (max(how.crop[0], v.crop_scale[0]), how.crop[1]))
 
 # %% ../nbs/14_methods.ipynb #e04b7c16
 def _seen(method, recipe):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEDULES', 'OPTIMIZERS', 'SOFT_LOSSES', 'HARD', 'SGD', 'EXTRACT', 'CUTMIX', 'HALF', 'SOFT', 'EDC', 'RECIPES',
            'SAVE_EVERY', 'Recipe', 'SoftRecipe', 'scaled', 'evaluate', 'autocast', 'layout', 'Callback', 'param_groups',
-           'Labels', 'batch_loss', 'train', 'Average', 'write_ckpt', 'read_ckpt']
+           'Labels', 'batch_loss', 'train', 'Average', 'out_of_memory', 'write_ckpt', 'read_ckpt']
 
 # %% ../nbs/05_train.ipynb #1bfe8041
 import io, math, time
@@ -347,7 +347,11 @@ def _check_train(data, recipe):
 def _check_loss(row, desc):
     if not math.isfinite(float(row['loss'])): raise FloatingPointError(f"{desc}: the loss is {float(row['loss'])} at epoch {row['epoch']} with lr={row['lr']:.2g}: lower the learning rate")
 
-def _out_of_memory(e): return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(e) or 'out of memory' in str(e)
+def out_of_memory(
+    e:Exception, # whatever torch or Python raised
+) -> bool:
+    "Whether an error means that memory ran out: torch has several ways to say so."
+    return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(e) or 'out of memory' in str(e)
 
 def _peer_gone(e): return join()[1]>1 and (isinstance(e, dist.DistError) or any(w in str(e) for w in ('gloo', 'Gloo', 'NCCL', 'Connection', 'TCPStore')))
 
@@ -358,7 +362,7 @@ def _explained(desc, log, last, recipe, data, dev, ckpt):
     try: yield
     except KeyboardInterrupt as e: raise KeyboardInterrupt(f"{desc}: stopped in epoch {len(log)} of {last}: {go_on}") from e
     except (RuntimeError, MemoryError) as e:
-        if _out_of_memory(e): raise MemoryError(f"{desc}: {dev} ran out of memory in epoch {len(log)} of {last}, with {recipe.batch} images of {data.size[0]} px a step: "
+        if out_of_memory(e): raise MemoryError(f"{desc}: {dev} ran out of memory in epoch {len(log)} of {last}, with {recipe.batch} images of {data.size[0]} px a step: "
                                                 f"lower the batch, the size or the network, or free the device; then {go_on}") from e
         if _peer_gone(e): raise ConnectionError(f"{desc}: another process of the job is gone, in epoch {len(log)} of {last} ({(str(e).splitlines() or [''])[0][:120]}): {go_on}") from e
         raise
