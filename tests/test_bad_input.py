@@ -453,7 +453,7 @@ def composites(full, tmp_path):
     "A folder of composites, six a class."
     s = load_data(full)
     s = ImageSet(s.images.repeat(4, 1, 1, 1), s.labels.repeat(4), s.classes)
-    return data.to_folder(methods.make_tiles(s, 6, None, torch.Generator().manual_seed(0), Tiling(2)), tmp_path/'tiled')
+    return data.to_folder(methods.make_tiles(s, 6, methods.Use(None, torch.Generator().manual_seed(0), Tiling(2))), tmp_path/'tiled')
 
 
 def test_composites_are_not_compressed_again(composites, refused):
