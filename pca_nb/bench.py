@@ -10,7 +10,6 @@ __all__ = ['DEMO', 'DEMO_SOFT', 'run_one', 'Rows', 'run_grid', 'RunsFailed', 're
 import hashlib, json, multiprocessing, os, shutil, tempfile, time
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from . import __version__
 from .combine import cells
 from .core import atomic_write, check_writable, config_key, join, locked, lookup, machine, pick_device, plain, progress, runs_home, set_aside
 from .data import DATASETS, ImageSet, encode_set, load_data, match_classes, read_npz, save, set_key
-from .labels import Live, least_top1, make_teacher
+from .labels import Live, check_able, make_teacher
 from .methods import METHODS, RunCfg, check_method, make_set, run_cfg
 from .models import make_model
 from .scores import Dynamics, record, score
@@ -243,8 +242,7 @@ def _trained(cfg, teachers, home, sources, device):
     if not teachers: return []
     sets, home = _sets(cfg, sources), Path(home or runs_home())
     made = [make_teacher(sets[0], t, sets[1], _teacher_file(cfg, t, home), device) for t in teachers]
-    for t in made:
-        if t.top1<(least := least_top1(sets[0].n_classes)): raise ValueError(f"{t!r} is below {least:g} %: there is nothing to learn from it; train it longer or take another network")
+    for t in made: check_able(t, sets[0])
     return made
 
 def distilled(
@@ -255,7 +253,7 @@ def distilled(
 ):                  # (`ImageSet`, notes), or `None`
     "The set of a run that networks chose or made, made now or read back."
     if not hasattr(cfg, 'asked'): return None
-    file, t0 = _set_file(cfg, Path(home or runs_home())), time.perf_counter()
+    file = _set_file(cfg, Path(home or runs_home()))
     about = file.with_suffix('.json')
     if file.exists() and about.exists(): return read_npz(file), _note(about)
     full, nets = _full(cfg, sources, cfg.size), asked(cfg, home, sources, device)

@@ -241,7 +241,7 @@ def _asked(full, method, files, arch, ipc, f, steps, protocol, device):
     from dataclasses import replace
     from pca_nb.core import pick_device
     from pca_nb.distill import Distil, check_distil, plan
-    from pca_nb.labels import check_fit, least_top1, read_teacher
+    from pca_nb.labels import check_able, check_fit, read_teacher
     from pca_nb.methods import METHODS, how_of
     if not files: return (), None
     m = METHODS[method]
@@ -253,10 +253,7 @@ def _asked(full, method, files, arch, ipc, f, steps, protocol, device):
         b = len(plan(full.n_classes, ipc, how))
         say.print(f"{method}: {how.steps:,} iterations ({of(1.).steps:,} are published) × {b} batch{'es'*(b>1)}, asking {', '.join(map(repr, nets))}")
         return nets, how
-    for t in nets:
-        check_fit(t, full)
-        if t.top1 is not None and t.top1<(least := least_top1(full.n_classes)):
-            raise ValueError(f"{t!r} is right on {t.top1:.1f} %, asked for at least {least:g} %: train it longer or take another network")
+    for t in nets: check_fit(t, full); check_able(t, full)
     return nets, how
 
 def _make(m, full, ipc, use):
@@ -443,7 +440,7 @@ def _tell_made(frame):
 # %% ../nbs/22_cli.ipynb #d60fdf92
 @app.command()
 def bench(
-    data:A[str, typer.Argument(help="A known data set (digits, cifar10, …), or a training folder or parquet file together with --test.")]='digits',
+    data:A[str, typer.Argument(help="A known data set (digits, cifar10, …), or a training folder or parquet file together with --test; digits if left out.")]='',
     data_:A[str, typer.Option('--data', help="The same as DATA, by name.")]='',
     methods:A[str, typer.Option(help="Comma-separated; all = Tables 4 and 5 of the paper, and EDC; a wrong name lists every name.")]='random,forgetting-easyB,el2n-easyB,aum-easyB,ccs,pca',
     ipc:A[str, typer.Option(help="Comma-separated images a class.")]='1,10',
@@ -461,7 +458,8 @@ def bench(
     from pca_nb.tables import label_rows
     from pca_nb.core import check_writable
     from pca_nb.data import DATASETS
-    data = data_ or data
+    if data and data_ and data!=data_: raise ValueError(f"DATA is {data} and --data is {data_}: name one")
+    data = data or data_ or 'digits'
     _check_names(arch, device, shrink, _list(recipe))
     if not (names := _methods(methods)) or not _ipcs(ipc) or not _list(recipe): raise ValueError("--methods, --ipc and --recipe need at least one entry each: separate them by commas")
     for p in (rows or home/'bench.jsonl', home/'scores'/'x'): check_writable(p)

@@ -18,7 +18,7 @@ from .augment import Augment, crop_resize, draw_crops, normalise
 from .combine import Crops, rded
 from .core import config_key, generator, keep_memory, lookup, pick_device, plain, progress
 from .data import ImageSet, set_key
-from .labels import check_fit, confusion, least_top1
+from .labels import check_able, check_fit
 from .match import Match, Matcher, measure
 from .prune import random_balanced
 from .train import SAVE_EVERY, autocast, layout, out_of_memory, read_ckpt, write_ckpt
@@ -220,6 +220,7 @@ class _Diary:
         write_ckpt(self.ckpt, self.kept|dict(name=self.name, batch=b, now=state()))
         self.last = time.monotonic()
 
+# %% ../nbs/13_distill.ipynb #268009e3
 def _optimise(loop, b, idx, groups, x, nets, saved, diary):
     "The pixels of one batch."
     cfg, y, groups = loop.cfg, (idx//loop.ipc).to(loop.dev), groups.to(loop.dev)
@@ -278,6 +279,7 @@ def synthesise(
     y = torch.arange(full.n_classes).repeat_interleave(ipc)
     return ImageSet(done, y, full.classes, torch.full((n,1), -1), stats=full.stats), pd.DataFrame(diary.kept['log'])
 
+# %% ../nbs/13_distill.ipynb #dc59a2f3
 def _pixels(x, stats):
     mean, std = (torch.tensor(s, device=x.device)[:,None,None] for s in stats)
     return (255*(x.detach()*std+mean)).round().clamp(0,255).to(torch.uint8)
@@ -296,13 +298,7 @@ def check_distil(
         check_fit(t, full)
         if 'bn' in cfg.match.kinds and not any(isinstance(m, nn.BatchNorm2d) for m in t.net.modules()):
             raise ValueError(f"{t!r} has no BatchNorm layer, whose statistics are to be matched: take a network that has, such as convnet3-bn or resnet18")
-        if (top1 := _top1(t, full))<(least := least_top1(full.n_classes)): raise ValueError(f"{t!r} is right on {top1:.1f} %, asked for at least {least:g} %: its images would teach nothing; train it longer or take another network")
-
-def _top1(t, full):
-    "What a teacher knows; if nobody measured it, of a thousand images of the set itself."
-    if t.top1 is not None: return t.top1
-    some = full[torch.randperm(len(full), generator=generator(0, 'asked'))[:1000]]
-    return 100*confusion(t.net, some).diagonal().sum().item()/len(some)
+        check_able(t, full)
 
 # %% ../nbs/13_distill.ipynb #817bcaa8
 SMALL = Distil(lr=.1, weight=.05, jitter=(-4,4)) # SRe2L at 64 px, LPLD's recipe for it

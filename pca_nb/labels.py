@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Teacher', 'read_teacher', 'TeacherCfg', 'make_teacher', 'confusion', 'check_fit', 'check_teacher', 'least_top1',
-           'ensemble', 'Live']
+           'check_able', 'ensemble', 'Live']
 
 # %% ../nbs/10_labels.ipynb #6ba6ad70
 import hashlib, io
@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np, torch, torch.distributed as dist
 from torch import Tensor, nn
 from .augment import normalise
-from .core import atomic_write, config_key, join, plain, shared
+from .core import atomic_write, config_key, generator, join, plain, shared
 from .data import IMAGENET_STATS, ImageSet, set_key
 from .models import make_model
-from .train import Labels, RECIPES, Recipe, evaluate, layout, train
+from .train import Labels, RECIPES, Recipe, layout, train
 
 # %% ../nbs/10_labels.ipynb #94e5fdc3
 @dataclass(eq=False)
@@ -160,6 +160,17 @@ def least_top1(
 ) -> float:        # percent
     "What a teacher must reach if nobody says: twice chance, with few classes half of the way from chance to everything."
     return min(200/n_classes, 50+50/n_classes)
+
+def check_able(
+    teacher:Teacher,
+    data:ImageSet, # plain images of its classes; a thousand of them are asked about if nobody measured it
+):
+    "Refuse a teacher that knows too little to choose, make or label images."
+    top1, least = teacher.top1, least_top1(data.n_classes)
+    if top1 is None:
+        some = data[torch.randperm(len(data), generator=generator(0, 'asked'))[:1000]]
+        top1 = 100*confusion(teacher.net, some).diagonal().sum().item()/len(some)
+    if top1<least: raise ValueError(f"{teacher!r} is right on {top1:.1f} %, asked for at least {least:g} %: there is nothing to learn from it; train it longer or take another network")
 
 def _first_odd(a, b):
     if len(a)!=len(b): return f"{len(a)} against {len(b)}"

@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'TARGETS', 'moments', 'Real', 'layers', 'measure', 'Match', 'Matcher']
 
 # %% ../nbs/12_match.ipynb #ceec6dff
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch, torch.nn.functional as F
 from torch import Tensor, nn

@@ -10,7 +10,6 @@ __all__ = ['SEEN', 'METHODS', 'DISTILLED', 'BENCH', 'PROTOCOLS', 'PHOTOS', 'N_TR
 
 # %% ../nbs/14_methods.ipynb #9e286d66
 from dataclasses import dataclass, field, replace
-from functools import partial
 from math import ceil
 from typing import Callable
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np, torch
 from torch import Tensor
-from .core import atomic_write, join, lookup, pick_device, plain, read_arrays, set_aside, shared
+from .core import atomic_write, lookup, pick_device, plain, read_arrays, set_aside, shared
 from .data import ImageSet
 from .models import make_model
 from .train import Callback, RECIPES, Recipe, train

@@ -7,7 +7,7 @@ import torch
 
 from pca_nb import bench
 from pca_nb.bench import Rows, pool, run_grid
-from pca_nb.methods import METHODS, Method, Use, make_set, run_cfg
+from pca_nb.methods import METHODS, Method, make_set, run_cfg
 from pca_nb.stats import summary
 from pca_nb.core import generator
 from pca_nb.data import load_data

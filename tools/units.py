@@ -1,6 +1,6 @@
-"""How far real digits are from the statistics of networks that learned them: nbs/results/units.json, for 13_distill.
+"""How far real images are from the statistics of networks that learned them: nbs/results/units.json, for 13_distill.
 
-units.py [OUT]
+units.py HOME [OUT]    HOME is the folder of a grid that has trained CIFAR-10 teachers (`--home` of `pca-nb table t04`)
 """
 import json
 import sys
@@ -11,9 +11,11 @@ import torch
 from pca_nb.augment import Augment
 from pca_nb.core import machine, pick_device
 from pca_nb.data import load_data
+from pca_nb.bench import asked
 from pca_nb.distill import Distil, real_distance
 from pca_nb.labels import TeacherCfg, make_teacher
 from pca_nb.match import Match, Matcher, layers
+from pca_nb.methods import run_cfg
 from pca_nb.train import RECIPES, scaled
 
 NETWORKS = [('convnet2-w32', .1), ('convnet3-w32', .1), ('convnet3-w64', .1), ('convnet3-bn', .1), ('resnet18', .02), ('resnet18', .1)]  # and their learning rates
@@ -26,13 +28,22 @@ def noise_distance(net, seed):
         return m.loss(torch.arange(100) % 10).item()
 
 
-def main(out='nbs/results/units.json'):
+def about(data, t, lr, full, cfg, noise):
+    return dict(data=data, arch=t.arch, lr=lr, top1=t.top1, layers=len(layers(t.net)), channels=sum(m.num_features for _, m in layers(t.net)),
+                real=[round(real_distance(t.net, full, cfg, 10, seed=s), 3) for s in range(3)], noise=noise, **machine(pick_device('cpu')))
+
+
+def main(home, out='nbs/results/units.json'):
     full, test, cfg, rows = load_data('digits'), load_data('digits', 'test'), Distil(jitter=(-1, 1), crop=(.5, 1.), flip=0.), []
     for arch, lr in NETWORKS:
         recipe = replace(scaled(replace(RECIPES['ccs'], epochs=10, lr=lr), len(full), per_epoch=40, total=400), augment=VIEWS)
         t = make_teacher(full, TeacherCfg(arch, recipe, 0, 16), test, device='cpu')
-        rows.append(dict(arch=arch, lr=lr, top1=t.top1, layers=len(layers(t.net)), channels=sum(m.num_features for _, m in layers(t.net)),
-                         real=[round(real_distance(t.net, full, cfg, 10, seed=s), 3) for s in range(3)], noise=[round(noise_distance(t.net, s), 2) for s in range(3)], **machine(pick_device('cpu'))))
+        rows.append(about('digits', t, lr, full, cfg, [round(noise_distance(t.net, s), 2) for s in range(3)]))
+        print(rows[-1], flush=True)
+    full = load_data('cifar10')
+    for seed in range(3):
+        run = run_cfg('cifar10', 'sre2l', 10, seed)
+        rows.append(about('cifar10', asked(run, home, device='cpu')[0], run.asked[0].recipe.lr, full, run.how, []))
         print(rows[-1], flush=True)
     with open(out, 'w') as f: json.dump(rows, f, indent=1)
 
