@@ -170,7 +170,7 @@ def check_able(
     if top1 is None:
         some = data[torch.randperm(len(data), generator=generator(0, 'asked'))[:1000]]
         top1 = 100*confusion(teacher.net, some).diagonal().sum().item()/len(some)
-    if top1<least: raise ValueError(f"{teacher!r} is right on {top1:.1f} %, asked for at least {least:g} %: there is nothing to learn from it; train it longer or take another network")
+    if top1<least: raise ValueError(f"{teacher!r} is right on {top1:.1f} %, asked for at least {least:g} %: below {least:g} % there is nothing to learn from it; train it longer or take another network")
 
 def _first_odd(a, b):
     if len(a)!=len(b): return f"{len(a)} against {len(b)}"

@@ -80,7 +80,7 @@ def write_report(
     head = f'{data}; {arch}; {seeds} seeds a cell; last epoch; {labels} labels'
     parts = [f'<p>{html.escape(head)}. Scale: smaller data than the paper, its protocol scaled as described in <code>scaled</code>.</p>',
              '<h2>Accuracy</h2>', frame_html(pretty(t), 'Top-1 accuracy, mean ± standard deviation over seeds (n), and the difference to random with its 95 % interval (Welch).'),
-             figure_html(plot_methods(t, head), 'The same; the dashed line is random.')]
+             figure_html(plot_methods(t, head), 'The same; the dashed line is random with hard labels.')]
     if full is not None: parts += _pictures(frame, full, dynamics)
     return atomic_write(path, lambda tmp: tmp.write_text(PAGE.substitute(title=html.escape(title), body=''.join(parts+_origin(frame))), encoding='utf-8'))
 
