@@ -15,7 +15,7 @@ from typing import Callable
 
 import torch
 from .augment import Augment, cell_edges
-from .combine import Crops, Tiling, combine, crop_chosen, deal, rded
+from .combine import Crops, Tiling, combine, deal, rded, selective_crop
 from .core import config_key, generator, lookup
 from .data import DATASETS, ImageSet
 from .distill import DISTILLERS, Distil, distil_cfg, synthesise
@@ -65,7 +65,7 @@ def make_pca(full, ipc, use):
 def make_pca_crop(full, ipc, use):
     "PCA with every chosen image cut down to its best crop first: the paper's Table 10."
     idx = take(use.scores, full.labels, full.classes, ipc*use.tiling.factor**2, use.g)
-    crops = crop_chosen(full, idx, use.teachers[0].net, use.how, use.g)
+    crops = selective_crop(full[idx], use.teachers[0].net, use.how, use.g)
     return combine(crops, deal(torch.arange(len(idx)), full.n_classes, use.tiling.factor, use.g), use.tiling.shrink)
 
 def make_tiles(full, ipc, use):
