@@ -62,7 +62,8 @@ def _changes(s, net, look, n_crops, seed):
     "For chunks of images and some crops at a time: positions (b,), whole (2,b) and changes (2,K,r,b) in nats, float64; K views a draw."
     with asking(net) as dev:
         lie, fit = dict(memory_format=layout(net)), 256 if dev.type=='cpu' else 4096
-        for part,images in batches(s.images, progress(torch.arange(len(s)).split(CHUNK), 'cropping')):
+        parts = torch.arange(len(s)).split(CHUNK)
+        for part,images in progress(batches(s.images, parts), 'cropping', len(parts)):
             x, y, g, region = normalise(images.to(dev), s.stats), s.labels[part].to(dev), generator(seed, 'crops', part[0].item()), torch.tensor([[0, 0, *s.size]]).expand(len(part), 4)
             whole = nats(net(x.to(**lie)).float(), y)
             for rounds in torch.ones(n_crops).split(max(1, fit//len(part))):
@@ -234,12 +235,12 @@ def read_entropy(
     **where,    # other columns and their value: `data='cifar10', net='own', ipc=50`
 ) -> pd.DataFrame: # the rows, without columns that they do not have; of subsets by a score, `random` is in each
     "Stored measurements of `tools/entropy.py`."
-    t = pd.read_json(Path(folder)/'entropy.jsonl', lines=True, dtype=dict(data=str))
+    t = pd.read_json(Path(folder)/'entropy.jsonl', lines=True)
     known = {c:set(t[c].dropna()) if c in t else set() for c in ('what', *where)}
     for c,v in dict(what=what, **where).items():
         if v not in known[c]: raise KeyError(f"no rows with {c}={v!r}: there are {', '.join(str(k) for k in sorted(known[c]) if k!='') or 'none'}")
         t = t[(t[c]==v)|(c=='score')&(t.subset=='random')]
-    return t.dropna(axis=1, how='all').reset_index(drop=True)
+    return t.dropna(axis=1, how='all').infer_objects().reset_index(drop=True)
 
 def over_seeds(
     rows:pd.DataFrame, # from `read_entropy`, a row a seed and cell

@@ -90,6 +90,8 @@ def rank_correlation(
 ) -> dict: # `rho` in [-1,1], its 95 % interval `lo`, `hi`, and `n`
     "Spearman's rank correlation with the interval of Bonett & Wright (2000)."
     from scipy.stats import norm, spearmanr
+    a,b = (np.asarray(v, float) for v in (a,b))
+    if np.isnan(a).any() or np.isnan(b).any(): raise ValueError('NaN has no rank: drop the pairs that hold one')
     if len(a)!=len(b) or len(a)<5: raise ValueError(f"{len(a)} and {len(b)} values: a rank correlation needs two of each thing, of five or more")
     rho = float(spearmanr(a, b).statistic)
     half = norm.ppf(.975)*((1+rho**2/2)/(len(a)-3))**.5

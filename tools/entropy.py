@@ -5,7 +5,9 @@ entropy.py HOME score DATA SEED             record a scoring run; HOME is the fo
 entropy.py HOME teach DATA NAME SEED        train a network
 entropy.py HOME measure DATA NAME SEED ROWS crops, one and two, of the subsets by every score
 entropy.py HOME theorem DATA SEED ROWS      what training's crops leave of a crop made before
+entropy.py HOME exists DATA SEED ROWS       images of which no crop lowers the NLL
 entropy.py HOME clouds DATA SEED FILE       single changes, for pictures
+entropy.py HOME sets ROWS GRID PICTURES     what networks make of the sets of a finished grid (its rows are in GRID), and one image of every class
 entropy.py HOME speed ROWS                  64 crops against bare forward passes, and a million crops
 """
 import json
@@ -18,21 +20,20 @@ import numpy as np
 import torch
 
 from pca_nb.augment import normalise
-from pca_nb.bench import recorded
+from pca_nb.bench import Rows, distilled, recorded
 from pca_nb.combine import Crops, selective_crop
 from pca_nb.core import config_key, generator, machine, pick_device, plain
 from pca_nb.data import load_data
-from pca_nb.entropy import RATIOS, TWICE, advantage, answers, crop_changes, crop_stats, crop_twice, crossing, nats
+from pca_nb.entropy import LOWS, RATIOS, TWICE, advantage, answers, crop_changes, crop_stats, crop_twice, crossing, nats, set_entropy
 from pca_nb.labels import TeacherCfg, make_teacher
-from pca_nb.methods import protocol_of, run_cfg
+from pca_nb.methods import make_set, protocol_of, run_cfg
 from pca_nb.models import make_model
-from pca_nb.prune import take
+from pca_nb.prune import first_of_each, take
 from pca_nb.scores import score
 from pca_nb.train import layout
 from pca_nb.usual import photos
 
-LOWS = .08, .25, .5, .75 # smallest share of the area that a crop keeps; the paper's are lost
-SUBSETS = dict(easy=dict(balanced=False), easyB={}, random=None, hardB=dict(hard=True), hard=dict(hard=True, balanced=False)) # -> of `take`
+RULES = dict(easy=dict(balanced=False), easyB={}, random=None, hardB=dict(hard=True), hard=dict(hard=True, balanced=False)) # -> of `take`
 NETS = { # data -> name -> side, network, smallest crop of its training (None: no crop), images a class that are looked at
     'cifar10': dict(own=(32, 'convnet3-w32', .08, (10,50,500)), whole=(32, 'convnet3-w32', None, (50,)), deeper=(32, 'convnet4-w32', .08, (50,)),
                     wide=(32, 'convnet3', .08, (50,)), resnet=(32, 'resnet18', .08, (50,))),
@@ -66,12 +67,12 @@ def scores_of(home, data, seed, net, full, device):
 def subset(full, scores, name, ipc, seed):
     "(n,) positions of a subset, sorted."
     if name == 'random': return torch.randperm(len(full), generator=generator(seed, 'entropy', 'random'))[:ipc*full.n_classes].sort().values
-    return take(scores, full.labels, full.classes, ipc, generator(seed, 'subset'), **SUBSETS[name]).sort().values
+    return take(scores, full.labels, full.classes, ipc, generator(seed, 'subset'), **RULES[name]).sort().values
 
 
 def subsets(full, scores, ipcs, seed):
     "(score, subset, ipc) -> positions; random ones once."
-    return {('any' if k == 'random' else s, k, n): subset(full, v, k, n, seed) for s, v in scores.items() for k in SUBSETS for n in ipcs if s == 'el2n' or k != 'random' and n < 500}
+    return {('any' if k == 'random' else s, k, n): subset(full, v, k, n, seed) for s, v in scores.items() for k in RULES for n in ipcs if s == 'el2n' or k != 'random' and n < 500}
 
 
 def tidy(v):
@@ -165,17 +166,49 @@ def theorem(home, data, seed, path, device):
                 out.add([dict(what='theorem', subset=name, chosen=chosen, judge=judge, images=len(D), ratios=list(RATIOS), **both)])
 
 
+def exists(home, data, seed, path, device):
+    "Assumption A.4, image by image: of how many images does no crop lower the NLL (or the entropy)?"
+    size, n = NETS[data]['own'][0], 64 if data == 'cifar10' else 16
+    full, t = the_set(data, size), teacher(home, data, 'own', seed, device)
+    d, out = recorded(run_cfg(data, 'el2n-easyB', 10, seed), home, device=device), Out(path, data=data, seed=seed, **about(t, 'own', device))
+    for k in RULES:
+        c = crop_changes(full[subset(full, score(d, 'el2n'), k, 50, seed)], t.net.to(device), (LOWS[0], 1), n, seed=seed+100)
+        never = (c >= 0).double().mean(1) # (2,N) share of crops that do not lower
+        both = {f'{m}_{w}': v.mean().item() for m, x, lowest in zip(('nll', 'entropy'), never, c.amin(1)) for w, v in (('none', (x == 1).double()), ('none_of_5', x**5), ('best', lowest))}
+        out.add([dict(what='exists', subset=k, ipc=50, low=LOWS[0], score='el2n', crops=n, images=c.shape[2], split=((c[0] < 0) & (c[1] > 0)).double().mean().item(), fall=(c[0] < 0).double().mean().item(), **both)])
+
+
 def clouds(home, data, seed, path, device):
     "ΔNLL and ΔH of 8 crops of 60 images of every subset, by EL2N."
     size = NETS[data]['own'][0]
     full, t = the_set(data, size), teacher(home, data, 'own', seed, device)
     d = recorded(run_cfg(data, 'el2n-easyB', 10, seed), home, device=device)
     out = {}
-    for k in SUBSETS:
+    for k in RULES:
         idx = subset(full, score(d, 'el2n'), k, 50, seed)
         idx = idx[torch.randperm(len(idx), generator=generator(seed, 'cloud'))[:60]]
         out[k] = crop_changes(full[idx], t.net.to(device), (LOWS[0], 1), 8, seed=seed).float().numpy()
     np.savez_compressed(path, **out)
+
+
+def sets(home, path, grid, pictures, device, data='cifar10'):
+    "Entropy of the stored images of every run, asked of the network of its seed (which made some of them), of another seed's, and of a deeper one; beside it the student's accuracy."
+    full, kept = the_set(data, NETS[data]['own'][0]), {}
+    for row in Rows(grid).all():
+        cfg = run_cfg(data, row['method'], row['ipc'], row['seed'])
+        if cfg.key != row['key']: sys.exit(f"{row['method']}, seed {row['seed']}: the row was made by another configuration")
+        s = distilled(cfg, home, device=device)[0] if hasattr(cfg, 'asked') else make_set(cfg, full, recorded(cfg, home, device=device) if cfg.scoring else None)
+        if row['seed'] == 0:
+            kept[row['method']] = blank = np.full((full.n_classes, 3, *full.size), 235, np.uint8) # light grey where a class has no image
+            at = first_of_each(torch.arange(len(s)), s.labels, 1)
+            blank[s.labels[at]] = s.images[at]
+        for judge, name, seed in (('own', 'own', row['seed']), ('seed', 'own', row['seed']+1), ('deeper', 'deeper', row['seed'])):
+            t = teacher(home, data, name, seed % 3, device)
+            out = Out(path, data=data, seed=row['seed'], **about(t, 'own', device))
+            same = dict(what='sets', subset=row['method'], ipc=row['ipc'], judge=judge)
+            out.add([dict(**same, look=look, accuracy=row['top1'], set=row['set'], right=e.pop('top1'), **e | dict(images=int(e['images']))) for look, e in set_entropy(s, t.net).T.to_dict().items()])
+    shown = [m for m in kept if not m.startswith(('aum-h', 'aum-easy', 'forgetting-h', 'el2n-at')) or m == 'aum-easyB']
+    np.savez_compressed(pictures, methods=np.array(shown), images=np.stack([kept[m][:6] for m in shown]), classes=np.array(full.classes[:6]))
 
 
 def speed(path, device, n=64):
@@ -223,6 +256,8 @@ if __name__ == '__main__':
     elif what == 'teach': print(teacher(home, rest[0], rest[1], int(rest[2]), dev), flush=True)
     elif what == 'measure': measure(home, rest[0], rest[1], int(rest[2]), rest[3], dev)
     elif what == 'theorem': theorem(home, rest[0], int(rest[1]), rest[2], dev)
+    elif what == 'exists': exists(home, rest[0], int(rest[1]), rest[2], dev)
     elif what == 'clouds': clouds(home, rest[0], int(rest[1]), rest[2], dev)
+    elif what == 'sets': sets(home, *rest, dev)
     elif what == 'speed': speed(rest[0], dev)
     else: sys.exit(f'{what}: no such step')
