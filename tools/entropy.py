@@ -207,6 +207,7 @@ def sets(home, path, grid, pictures, device, data='cifar10'):
             out = Out(path, data=data, seed=row['seed'], **about(t, 'own', device))
             same = dict(what='sets', subset=row['method'], ipc=row['ipc'], judge=judge)
             out.add([dict(**same, look=look, accuracy=row['top1'], set=row['set'], right=e.pop('top1'), **e | dict(images=int(e['images']))) for look, e in set_entropy(s, t.net).T.to_dict().items()])
+    if not kept: return
     shown = [m for m in kept if not m.startswith(('aum-h', 'aum-easy', 'forgetting-h', 'el2n-at')) or m == 'aum-easyB']
     np.savez_compressed(pictures, methods=np.array(shown), images=np.stack([kept[m][:6] for m in shown]), classes=np.array(full.classes[:6]))
 
