@@ -16,8 +16,8 @@ demo: .venv/ok            ## the main job on the embedded digits: table, and one
 test: .venv/ok            ## every notebook and every test
 	$(V)/python -m pytest
 
-lab: .venv/ok             ## JupyterLab on the notebooks
-	$(V)/jupyter lab --ip=127.0.0.1 --allow-root nbs
+lab: .venv/ok             ## JupyterLab on the start page: boards, tables, rooms
+	$(V)/jupyter lab --ip=127.0.0.1 --allow-root nbs/start.ipynb
 
 export: .venv/ok          ## notebooks -> pca_nb/
 	$(V)/nbdev_export

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['generator', 'plain', 'config_key', 'lookup', 'check_writable', 'unfinished', 'atomic_write', 'to_disk', 'Damaged',
            'set_aside', 'locked', 'read_arrays', 'pick_device', 'pick_dtype', 'machine', 'keep_memory', 'threads',
-           'join', 'bounds', 'shared', 'data_home', 'runs_home', 'progress']
+           'join', 'bounds', 'shared', 'data_home', 'runs_home', 'watching', 'tell', 'progress']
 
 # %% ../nbs/00_core.ipynb #7f808c0d
 import atexit, ctypes, glob, hashlib, json, os, platform, shutil, signal, socket, sys, tempfile, threading, warnings, zipfile, zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import asdict, is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -253,13 +254,43 @@ def runs_home() -> Path:
     "Where scores and rows go unless a call says otherwise: `PCA_NB_HOME`, else `_runs` in the working folder."
     return Path(os.environ.get('PCA_NB_HOME') or '_runs')
 
+_eye = ContextVar('eye', default=None)
+
+@contextmanager
+def watching(
+    eye:Callable, # eye(what, done, total, row): `done` of `total` steps of `what`; `row` is a dict for an epoch of training, else `None`; raises KeyboardInterrupt to stop
+):
+    "Be told of every step that `progress` counts and of every epoch, in this thread, instead of showing bars."
+    token = _eye.set(eye)
+    try: yield
+    finally: _eye.reset(token)
+
+def tell(what, done, total, row=None):
+    "Tell whoever is watching."
+    if (eye := _eye.get()): eye(what, done, total, row)
+
+class _Told:
+    "In the place of a bar, for `watching`."
+    def __init__(self, it, desc, total): self.it, self.desc, self.total, self.n = it, desc, len(it) if total is None and hasattr(it, '__len__') else total, 0
+    def __iter__(self):
+        for x in self.it:
+            yield x
+            self.update()
+    def update(self, n=1):
+        self.n += n
+        tell(self.desc, self.n, self.total)
+    def set_postfix(self, *_, **__): pass
+    def __len__(self): return self.total
+    def __enter__(self): return self
+    def __exit__(self, *_): pass
+
 def progress(
     it:Iterable,   # what to go through
     desc:str='',   # words before the bar
     total:int|None=None,
-) -> tqdm:
+): # the same items
     "A progress bar that vanishes when done; silent unless a person is watching."
-    return tqdm(it, desc=desc, total=total, leave=False, disable=not _watched())
+    return _Told(it, desc, total) if _eye.get() else tqdm(it, desc=desc, total=total, leave=False, disable=not _watched())
 
 def _watched():
     if os.environ.get('CI') or os.environ.get('PCA_NB_QUIET') or os.environ.get('IN_TEST') or os.environ.get('RANK','0')!='0': return False

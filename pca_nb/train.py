@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd, torch, torch.distributed as dist, torch.nn.functional as F
 from torch import Tensor, nn
 from .augment import Augment, apply_view, draw_view, normalise
-from .core import atomic_write, bounds, config_key, generator, join, keep_memory, lookup, pick_device, pick_dtype, progress, set_aside, shared
+from .core import atomic_write, bounds, config_key, generator, join, keep_memory, lookup, pick_device, pick_dtype, progress, set_aside, shared, tell
 from .data import ImageSet, batches
 
 # %% ../nbs/05_train.ipynb #95781859
@@ -241,6 +241,7 @@ def train(
         watch = [*callbacks, *([Average(model, recipe.ema)] if recipe.ema else [])]
         start = _resume(ckpt, name, model, opt, watch, log, dev)
         net = _in_step(model, dev) if world>1 else model
+        keep = lambda: write_ckpt(ckpt, dict(name=name, model=model.state_dict(), opt=opt.state_dict(), callbacks=[cb.state() for cb in watch], log=[_floats(r) for r in log]))
         for epoch in progress(range(start, last), desc):
             row = dict(epoch=epoch, lr=recipe.rate(epoch), loss=_epoch(net, data, recipe, opt, seed, epoch, labels, watch, dev, dtype))
             _check_loss(row, desc)
@@ -248,8 +249,12 @@ def train(
                 if test is not None and (epoch%recipe.eval_every==0 or epoch==recipe.epochs-1): row |= evaluate(model, test, dtype=dtype, split=True)
             log.append(row)
             if ckpt and rank==0 and (time.monotonic()-saved>(SAVE_EVERY if save_every is None else save_every) or epoch==last-1):
-                write_ckpt(ckpt, dict(name=name, model=model.state_dict(), opt=opt.state_dict(), callbacks=[cb.state() for cb in watch], log=[_floats(r) for r in log]))
+                keep()
                 saved = time.monotonic()
+            try: tell(desc, epoch+1, last, row)
+            except KeyboardInterrupt: # a watcher's: nothing of this epoch is lost
+                if ckpt and rank==0: keep()
+                raise
         if recipe.ema and last==recipe.epochs: watch[-1].swap()
     return pd.DataFrame([_floats(r) for r in log])
 

@@ -1,0 +1,186 @@
+"A person opens the dashboards in a real JupyterLab and uses keys and mouse. Skipped where there is no Chromium."
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+root = Path(__file__).resolve().parents[1]
+chromium = shutil.which('chromium')
+sync_api = pytest.importorskip('playwright.sync_api', reason="no playwright: pip install 'pca_nb[dev]'")
+pytestmark = pytest.mark.skipif(not chromium, reason='no chromium: apt-get install -y --no-install-recommends chromium')
+FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync']
+HOMES = 'JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'JUPYTERLAB_SETTINGS_DIR', 'JUPYTERLAB_WORKSPACES_DIR', 'IPYTHONDIR'
+QUIET = 'Failed to load resource', 'favicon' # of JupyterLab's own: an optional file that is not there
+
+
+@pytest.fixture(scope='module')
+def lab(tmp_path_factory):
+    "The address of a JupyterLab with its own settings and a copy of the notebooks"
+    tmp = tmp_path_factory.mktemp('lab')
+    shutil.copytree(root/'nbs', tmp/'nbs', ignore=shutil.ignore_patterns('.*'))
+    env = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'MPLBACKEND')} | {n: str(tmp/n.lower()) for n in HOMES}
+    labconfig = tmp/'jupyter_config_dir'/'labconfig'
+    labconfig.mkdir(parents=True)
+    (labconfig/'page_config.json').write_text(json.dumps({'disabledExtensions': {'@jupyterlab/apputils-extension:announcements': True}}))
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    with open(tmp/'lab.log', 'w') as log:
+        proc = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0',
+                                 '--IdentityProvider.token=test', f"--ServerApp.root_dir={tmp/'nbs'}", '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate'],
+                                env=env, stdout=log, stderr=log)
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f'http://127.0.0.1:{port}/api/status?token=test', timeout=2)
+                break
+            except (urllib.error.URLError, OSError):
+                assert proc.poll() is None, (tmp/'lab.log').read_text()
+                time.sleep(.1)
+        yield f'http://127.0.0.1:{port}/lab/tree/%s?token=test&reset'
+    finally:
+        proc.terminate()
+        proc.wait(20)
+
+
+@pytest.fixture(scope='module')
+def browser(tmp_path_factory):
+    with sync_api.sync_playwright() as p:
+        ctx = p.chromium.launch_persistent_context(str(tmp_path_factory.mktemp('profile')), executable_path=chromium, headless=True, args=FLAGS, viewport=dict(width=1280, height=1000))
+        yield ctx
+        ctx.close()
+
+
+class Notebook:
+    "A notebook that is open in the browser."
+
+    def __init__(self, browser, address, name, shots):
+        self.page, self.name, self.shots, self.odd = browser.new_page(), name, shots, []
+        self.page.set_default_timeout(90_000)
+        self.page.on('console', lambda m: m.type == 'error' and not any(q in m.text for q in QUIET) and self.odd.append(m.text))
+        self.page.on('pageerror', lambda e: self.odd.append(str(e)))
+        self.page.goto(address % name)
+        self.page.wait_for_selector('#jp-main-statusbar >> text=/Python 3.*\\| Idle/')
+
+    def run(self):
+        self.page.get_by_role('menuitem', name='Run', exact=True).click()
+        self.page.locator('li.lm-Menu-item[data-command="runmenu:run-all"]').click()
+
+    def drawn(self, n):
+        "Wait for the n-th picture; how long that took, and what the kernel says."
+        t = time.perf_counter()
+        self.page.wait_for_selector(f'.pca-now[data-drawn="{n}"]')
+        return time.perf_counter()-t, self.page.locator('.pca-now').inner_text()
+
+    def source(self): return self.page.locator('.pca-brush img').get_attribute('src')
+    def redrawn(self, before): self.page.wait_for_function('b => document.querySelector(".pca-brush img").src != b', arg=before)
+    def errors(self): return self.page.locator('.jp-RenderedText[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
+
+    def drag(self, x0, y0, x1, y1):
+        "From one place of the picture to another, in shares of its width and height"
+        img = self.page.locator('.pca-brush img')
+        img.scroll_into_view_if_needed()
+        b = img.bounding_box()
+        self.page.mouse.move(b['x']+x0*b['width'], b['y']+y0*b['height'])
+        self.page.mouse.down()
+        self.page.mouse.move(b['x']+(x0+x1)/2*b['width'], b['y']+(y0+y1)/2*b['height'])
+        self.page.mouse.move(b['x']+x1*b['width'], b['y']+y1*b['height'])
+        self.page.mouse.up()
+
+    def shot(self, what): self.page.screenshot(path=str(self.shots/f'{self.name.split("/")[-1]}-{what}.png'))
+
+    def fits(self):
+        "Nothing is wider than the notebook"
+        return self.page.evaluate("(() => { const p = document.querySelector('.jp-WindowedPanel-outer') || document.querySelector('.jp-Notebook'); return p.scrollWidth <= p.clientWidth+1 })()")
+
+
+@pytest.fixture
+def open_notebook(lab, browser, tmp_path):
+    shots = Path(os.environ.get('PCA_NB_SHOTS', tmp_path))
+    shots.mkdir(parents=True, exist_ok=True)
+    opened = []
+
+    def open_(name):
+        opened.append(Notebook(browser, lab, name, shots))
+        return opened[-1]
+    yield open_
+    for n in opened: n.page.close()
+
+
+BOARDS = { # notebook -> a drag on its picture (shares), what the code then says; which slider the keys move
+    'b1_scores': ((.12, .12, .2, .38), 'low=', 2),
+    'b2_bench': (None, '', 0),
+    'b3_crops': ((.1, .3, .22, .75), 'box=(', 0),
+    'b5_labels': (None, '', 2)}
+
+
+@pytest.mark.parametrize('board', BOARDS)
+def test_a_board_answers_keys_and_mouse(board, open_notebook):
+    drag, says, slider = BOARDS[board]
+    n = open_notebook(f'dashboards/{board}.ipynb')
+    n.run()
+    n.drawn(1)
+    n.page.wait_for_selector('.pca-brush img')
+    first, src = n.drawn(1)[1], n.source()
+    handle = n.page.locator('.widget-slider .noUi-handle').nth(slider)
+    handle.scroll_into_view_if_needed()
+    handle.focus()
+    t = time.perf_counter()
+    n.page.keyboard.press('ArrowRight')
+    n.drawn(2)
+    n.redrawn(src)
+    print(f'\n{board}: first picture {first}, key answered in {time.perf_counter()-t:.2f} s', end='')
+    if drag:
+        src, t = n.source(), time.perf_counter()
+        n.drag(*drag)
+        n.drawn(3)
+        n.redrawn(src)
+        print(f', mouse in {time.perf_counter()-t:.2f} s', end='')
+        n.page.locator('.jp-Accordion, .widget-accordion, .jupyter-widget-Collapse-header, .p-Collapse-header, .lm-Widget >> text=copy as code').last.click()
+        assert says in n.page.locator('.jupyter-widgets textarea').last.input_value()
+        n.page.locator('.pca-brush').focus()
+        n.page.keyboard.press('Escape')
+        n.drawn(4)
+    n.shot(1280)
+    n.page.set_viewport_size(dict(width=800, height=1000))
+    n.page.wait_for_timeout(500)
+    n.shot(800)
+    assert n.errors() == [] and n.odd == []
+
+
+def test_a_grid_is_started_watched_and_stopped(open_notebook):
+    n = open_notebook('dashboards/b4_runs.ipynb')
+    says = lambda text: n.page.wait_for_selector(f'.pca-now:has-text("{text}")')
+    n.run()
+    says('0 of 1 rows')
+    src = n.source()
+    n.page.locator('.widget-button[title="start"]').click()
+    says('random ipc 1 seed 0')                                  # it tells what it does
+    n.redrawn(src)                                               # and draws while it does
+    n.page.locator('.widget-button[title="stop"]').click()
+    says('stopped')
+    n.page.locator('.widget-button[title="start"]').click()
+    says('1 of 1 rows')
+    n.page.wait_for_selector('.jupyter-widgets table >> text=random')
+    handle = n.page.locator('.widget-slider .noUi-handle').first
+    handle.focus()
+    n.page.keyboard.press('ArrowRight')
+    says('1 of 2 rows')                                          # another seed: one row is there
+    n.shot(1280)
+    assert n.errors() == [] and n.odd == []
+
+
+def test_the_start_page_leads_to_a_board(open_notebook):
+    n = open_notebook('start.ipynb')
+    n.page.get_by_role('link', name='Score explorer').click()
+    n.page.wait_for_selector('.lm-TabBar-tab.lm-mod-current >> text=b1_scores.ipynb')
+    n.shot(1280)
+    assert n.odd == []
