@@ -1,7 +1,7 @@
 PYTHON ?= python3
 V := .venv/bin
 
-.PHONY: demo test lab export save readme
+.PHONY: demo test lab export save readme docs
 .DEFAULT_GOAL := test
 
 .venv/ok: settings.ini setup.py pyproject.toml
@@ -30,3 +30,6 @@ save: .venv/ok            ## run every notebook in a kernel and keep its outputs
 
 readme: .venv/ok
 	$(V)/python tools/docs.py readme
+
+docs: .venv/ok            ## the notebooks as a site in _docs/: open _docs/index.html, no server or network needed
+	$(V)/python tools/pages.py

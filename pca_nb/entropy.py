@@ -56,7 +56,9 @@ def _asked_once(s, net):
 # %% ../nbs/24_entropy.ipynb #e700000f
 CHUNK = 256 # images whose crops are drawn from one stream: another number is another draw
 
-def one_crop(region, scale, ratio, g): return [[draw_crops(region, scale, ratio, g)]] # a way to look: the boxes of each view, one after the other
+def one_crop(region, scale, ratio, g):
+    "A way to look: for every view its boxes, one after the other; here one view with one crop, as `draw_crops` draws it."
+    return [[draw_crops(region, scale, ratio, g)]]
 
 def _changes(s, net, look, n_crops, seed):
     "For chunks of images and some crops at a time: positions (b,), whole (2,b) and changes (2,K,r,b) in nats, float64; K views a draw."

@@ -61,7 +61,11 @@ def _lay(fig, place, rows, cols, labels, title=''):
 # %% ../nbs/25_views.ipynb #e7250008
 HIST, PLANE, BARS = (.06,.60,.26,.33), (.40,.60,.26,.33), (.73,.60,.25,.33) # axes of `score_view`: left, bottom, width, height, shares of the figure
 
-def finite(v): return torch.where(v.isfinite(), v, 1.1*v[v.isfinite()].max()) # for plotting: never learned is beyond the hardest
+def finite(
+    v:Tensor, # (N,) scores, some perhaps infinite
+) -> Tensor:
+    "Scores for plotting: what was never learned lies a little beyond the hardest."
+    return torch.where(v.isfinite(), v, 1.1*v[v.isfinite()].max())
 
 def looked_at(
     a:Tensor,        # (N,) one score
