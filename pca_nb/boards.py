@@ -82,9 +82,11 @@ class Board(w.VBox):
         setup:str='',  # the lines that made what the view looks at, for the code
         frame=None,    # frame(board) -> dict of state, when the pointer let go; `None`: the picture is not pointed at
         about:str='',  # what the picture shows, for who cannot see it
+        instead=(),    # controls that say the same as the frame: moving one removes it
     ):
-        self.view, self.says, self.controls, self.setup, self.extra, self.fig, self.drawn = view, code, controls, setup, {}, None, 0
+        self.view, self.says, self.controls, self.setup, self.extra, self.fig, self.drawn, self._quiet = view, code, controls, setup, {}, None, 0, False
         self.picture, self.words, self.code = Brush(alt=about), w.HTML(), w.Textarea(layout=dict(width='100%', height='9em'))
+        for k in instead: controls[k].observe(lambda _: self._unframed(), 'value') # before the picture is drawn
         for c in controls.values():
             if hasattr(c, 'continuous_update'): c.continuous_update = False # one message a change
             c.observe(self._changed, 'value')
@@ -114,9 +116,14 @@ class Board(w.VBox):
         self._say(f'drawn in {time.perf_counter()-t:.2f} s')
     def _say(self, text): self.drawn += 1; self.words.value = f'<span class="pca-now" data-drawn="{self.drawn}">{text}</span>'
     def _changed(self, _):
-        if not getattr(self, '_quiet', False): self.draw()
+        if not self._quiet: self.draw()
     def _framed(self, frame):
-        if (new := frame(self)) is not None: self.set(**new)
+        if not self._quiet and (new := frame(self)) is not None: self.set(**new)
+    def _unframed(self):
+        if self._quiet: return # the frame itself moved the control
+        self._quiet, self.picture.frame = True, []
+        self._quiet = False
+        self.extra.clear()
 
 def _slider(text, lo, hi, at, step=1, wide='300px', cls=w.IntSlider): return cls(min=lo, max=hi, value=at, step=step, description=text, style=dict(description_width='initial'), layout=dict(width=wide))
 def _choice(text, options, at): return w.Dropdown(options=list(options), value=at, description=text, style=dict(description_width='initial'), layout=dict(width='220px'))
@@ -139,7 +146,7 @@ def score_board(
             ranks = [100*(finite(a)<x).float().mean().item() for x in v[:2]]
             return dict(ranks=(round(ranks[0]), max(round(ranks[1]), round(ranks[0])+1)), box=None)
         return (v := in_data(board.picture.frame, board.fig.axes[1])) and dict(box=v)
-    return Board(lambda **s: score_view(full, dynamics, **flat(**s)), lambda **s: score_code(**flat(**s)), controls, setup, frame, 'histogram of a score, two scores, images from easiest to hardest')
+    return Board(lambda **s: score_view(full, dynamics, **flat(**s)), lambda **s: score_code(**flat(**s)), controls, setup, frame, 'histogram of a score, two scores, images from easiest to hardest', ('ranks',))
 
 # %% ../nbs/26_boards.ipynb #e726000f
 def bench_board(
@@ -173,7 +180,7 @@ def crop_board(
         return dict(box=(min(top, s.size[0]-1), min(left, s.size[1]-1), max(bottom-top, 1), max(right-left, 1)))
     view = lambda subset, box=None, **st: crop_view(s, net, **st, box=box, cloud=cloud_of(subset))
     code = lambda subset, box=None, **st: f"from pca_nb.entropy import crop_changes\ncloud = crop_changes(subsets[{subset!r}], net, (.08, 1.), 8)\n"+crop_code(**st, box=box)
-    return Board(view, code, controls, setup, frame, 'an image, a crop of it, probabilities of both, changes of a subset')
+    return Board(view, code, controls, setup, frame, 'an image, a crop of it, probabilities of both, changes of a subset', ('ratio','k'))
 
 # %% ../nbs/26_boards.ipynb #e7260015
 def label_board(

@@ -214,6 +214,7 @@ def crossing(
 ) -> dict:         # `r`: where the mean gap first becomes positive, between shares by a straight line; NaN = nowhere; `lo`, `hi`: 95 % of the resamples that cross; `cross`: share of resamples that do; `start`: gap as stored
     "The share at which an advantage is gone; the larger it is, the sooner."
     r, N = np.asarray(ratios, float), gap.shape[1]
+    if len(r)!=len(gap): raise ValueError(f"{len(r)} ratios for {len(gap)} rows of gaps: give those that `advantage` was asked for")
     if (np.diff(r)>=0).any(): raise ValueError(f"ratios={tuple(ratios)}: give decreasing shares, from the whole image down")
     times = np.random.default_rng(seed).multinomial(N, [1/N]*N, n) # how often each image is in a resample
     ats = np.array([_cross(r, m) for m in times@gap.numpy().T/N])
@@ -233,7 +234,7 @@ LOWS = (.08, .25, .5, .75) # smallest share that a crop keeps, in the rows; the 
 
 def read_entropy(
     folder,     # with `entropy.jsonl`
-    what:str,   # 'crops', 'twice', 'theorem', 'sets' or 'speed'
+    what:str,   # 'crops', 'twice', 'theorem', 'exists', 'sets' or 'speed'
     **where,    # other columns and their value: `data='cifar10', net='own', ipc=50`
 ) -> pd.DataFrame: # the rows, without columns that they do not have; of subsets by a score, `random` is in each
     "Stored measurements of `tools/entropy.py`."
@@ -261,6 +262,7 @@ def signs(
     "On which side of a number a measurement lies."
     from scipy.stats import ttest_1samp
     def side(v):
+        if len(v)<2: return 'open' # one seed has no spread
         ci = ttest_1samp(v-at, 0).confidence_interval(.95) if v.nunique()>1 else None
         lo,hi = (ci.low, ci.high) if ci else (v.iloc[0]-at,)*2
         return 'above' if lo>0 else 'below' if hi<0 else 'open'
