@@ -11,6 +11,7 @@ import hashlib, json, multiprocessing, os, shutil, tempfile, time
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import pandas as pd, torch
@@ -66,7 +67,9 @@ def run_one(
 ) -> dict:          # the row
     "One finished row of the benchmark."
     t0, dev = time.perf_counter(), pick_device(device)
-    s, note = made or (make_set(cfg, full, dynamics), {})
+    s, note = made or (make_set(cfg, full, dynamics, note=(told := {})), told)
+    before = note.get('seconds', 0)
+    if note: note = dict(seconds=round(time.perf_counter()-t0, 2))|note
     seen = cells(s) if METHODS[cfg.method].decode else s
     net = make_model(cfg.arch, s.n_classes, cfg.size, cfg.seed)
     with tempfile.TemporaryDirectory() as d:
@@ -77,7 +80,7 @@ def run_one(
     return dict(key=cfg.key, data=cfg.data, method=cfg.method, ipc=cfg.ipc, seed=cfg.seed, arch=cfg.arch, top1=round(float(last.top1), 3), top5=round(float(last.top5), 3),
                 nll=round(float(last.nll), 4), per_class=last.per_class, best_top1=round(float(valid.top1.max()), 3), best_epoch=int(valid.epoch[valid.top1.idxmax()]),
                 loss=round(float(last.loss), 5), images=len(s), image_bytes=sum(map(len, encode_set(s, 'png'))), label_bytes=kept, epochs=cfg.recipe.epochs,
-                set=_set_name(s), difficulty=_difficulty(s, dynamics), seconds=dict(make=round(note.get('seconds', 0)+t1-t0, 2), train=round(time.perf_counter()-t1, 2)),
+                set=_set_name(s), difficulty=_difficulty(s, dynamics), seconds=dict(make=round(before+t1-t0, 2), train=round(time.perf_counter()-t1, 2)),
                 **(_soft_row(cfg, s, teachers) | (dict(made=note) if note else {}) | machine(dev) | dict(pca_nb=__version__)), cfg=plain(cfg))
 
 # %% ../nbs/15_bench.ipynb #b04a5397
@@ -292,11 +295,13 @@ def _clear(home, cfg):
 
 def pool(
     workers:int=0, # processes; 0 = one a core
+    modules=(),    # names of modules that each imports first: yours, where methods are registered
 ) -> Executor:
     "Processes with one thread each: small networks gain more from two runs at once than from two threads in one."
-    return ProcessPoolExecutor(workers or os.cpu_count(), multiprocessing.get_context('spawn'), initializer=_start_worker)
+    return ProcessPoolExecutor(workers or os.cpu_count(), multiprocessing.get_context('spawn'), _start_worker, (tuple(modules),))
 
-def _start_worker():
+def _start_worker(modules):
+    for m in modules: import_module(m)
     torch.set_num_threads(1)
     os.environ['PCA_NB_QUIET'] = '1' # the grid's own bar is enough
 

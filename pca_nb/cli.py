@@ -146,7 +146,7 @@ def compress(
 ):
     "Shrink a labelled image set to IPC images a class, and say which images were chosen and what it weighs."
     from dataclasses import replace
-    from pca_nb.methods import METHODS, Use, check_method, protocol_of
+    from pca_nb.methods import METHODS, Use, check_made, check_method, protocol_of
     from pca_nb.combine import Tiling
     from pca_nb.core import generator, join, lookup
     from pca_nb.data import ENCODERS, check_new, class_folders, to_folder
@@ -164,7 +164,7 @@ def compress(
     values = _values(full, m.score, scores, arch, epochs, seed, device)
     if join()[0]: return
     use = Use(values, generator(seed, 'subset'), Tiling(f, shrink or p.shrink), nets, how, seed, device, ckpt)
-    small = replace(_make(m, full, ipc, use), name=full.name)
+    small = replace(check_made(_make(m, full, ipc, use), full, ipc, method), name=full.name)
     to_folder(small, out, format, lambda files: {'chosen.csv': _choice(small, full, values, files)})
     if use.note: ckpt.unlink(missing_ok=True)
     _tell_set(small, full, out, format, use)

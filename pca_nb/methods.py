@@ -6,7 +6,7 @@
 __all__ = ['SEEN', 'METHODS', 'DISTILLED', 'BENCH', 'PROTOCOLS', 'PHOTOS', 'N_TRAIN', 'Use', 'Method', 'pruned', 'make_pca',
            'make_pca_crop', 'make_tiles', 'make_noise', 'make_rded', 'make_distilled', 'Protocol', 'protocol_of',
            'RunCfg', 'SoftRunCfg', 'MadeRunCfg', 'SoftMadeRunCfg', 'run_cfg', 'scaled_recipe', 'how_of', 'scoring_cfg',
-           'make_set', 'check_method']
+           'make_set', 'check_made', 'check_method']
 
 # %% ../nbs/14_methods.ipynb #9e286d66
 from dataclasses import dataclass, field, replace
@@ -284,7 +284,21 @@ def make_set(
     if len(asked)!=len(getattr(cfg, 'asked', ())): raise ValueError(f"{cfg.method} asks {len(getattr(cfg, 'asked', ()))} trained networks, got {len(asked)}: give those of its configuration, see `asked` in bench")
     scores = score(dynamics, m.score) if m.score else torch.zeros(len(full))
     use = Use(scores, generator(cfg.seed, 'subset'), cfg.tiling, tuple(asked), getattr(cfg, 'how', None), cfg.seed, device, ckpt, {} if note is None else note)
-    return replace(m.make(full, cfg.ipc, use), name=f'{cfg.data}/{cfg.method}/ipc{cfg.ipc}')
+    return replace(check_made(m.make(full, cfg.ipc, use), full, cfg.ipc, cfg.method), name=f'{cfg.data}/{cfg.method}/ipc{cfg.ipc}')
+
+def check_made(
+    s:ImageSet,    # what a method stored
+    full:ImageSet, # what it had
+    ipc:int,       # stored images a class
+    method:str,    # its name, for the message
+) -> ImageSet:     # `s`
+    "Refuse a set that cannot stand beside others: of another number, size or kind of images, or with a false provenance."
+    same = dict(classes=(s.classes, full.classes), size=(s.size, full.size), stats=(s.stats, full.stats), images=(len(s), ipc*full.n_classes))
+    for what,(is_,should) in same.items():
+        if is_!=should: raise ValueError(f"{method} stored a set with {what} {is_}, {should} are asked for: take the rest from the full set, as `full[idx]` and `replace(full, images=…)` do")
+    from_ = s.index.clamp(min=0)
+    if from_.max()>=len(full) or ((full.labels[from_]!=s.labels[:,None])&(s.index>=0)).any(): raise ValueError(f"{method} stored images whose `index` names images of other classes: give their positions in the full set, or -1 for what was made")
+    return s
 
 def check_method(
     full:ImageSet, # the images to compress

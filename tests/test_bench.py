@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pca_nb import bench
-from pca_nb.bench import Rows, pool, run_grid
+from pca_nb.bench import Rows, pool, run_grid, run_one
 from pca_nb.methods import METHODS, Method, make_set, run_cfg
 from pca_nb.stats import summary
 from pca_nb.core import generator
@@ -143,3 +143,37 @@ def test_composites_hold_the_images_of_the_larger_plain_set(plain, composed):
     scores = dict(el2n=torch.randn(len(full), generator=generator(0)))
     whole, cells = (make_set(run_cfg('digits', m, i, 1), full, scores).index for m, i in ((plain, 12), (composed, 3)))
     assert cells.shape == (30, 4) and sorted(cells.flatten().tolist()) == sorted(whole.flatten().tolist())
+
+
+@pytest.fixture
+def own():
+    "A place for methods of a test's own"
+    before = dict(METHODS)
+    yield METHODS
+    METHODS.clear()
+    METHODS.update(before)
+
+
+def test_what_a_method_notes_stands_in_its_row(own):
+    def noting(full, ipc, use):
+        use.note['why'] = 'the first'
+        return full[torch.cat([(full.labels == c).nonzero()[:ipc, 0] for c in range(full.n_classes)])]
+    own['noting'] = Method(noting)
+    full, test = load_data('digits'), load_data('digits', 'test')
+    row = run_one(run_cfg('digits', 'noting', 1, total=2), full, test, device='cpu')
+    assert row['made']['why'] == 'the first' and 0 <= row['made']['seconds'] <= row['seconds']['make'] + .01
+    assert 'made' not in run_one(run_cfg('digits', 'random', 1, total=2), full, test, device='cpu')
+
+
+@pytest.mark.parametrize('spoil,what', [
+    (lambda s: s[torch.arange(9)], 'images 9'),
+    (lambda s: replace(s, stats=((0.,)*3, (1.,)*3)), 'stats'),
+    (lambda s: replace(s, images=s.images[..., :8]), 'size'),
+    (lambda s: replace(s, classes=s.classes[::-1]), 'classes'),
+    (lambda s: replace(s, index=None), '`index` names images of other classes'),
+    (lambda s: replace(s, index=s.index+10**6), '`index` names images of other classes')])
+def test_a_set_that_cannot_be_compared_is_refused_before_training(own, spoil, what, monkeypatch):
+    full = load_data('digits')
+    own['odd'] = Method(lambda full, ipc, use: spoil(METHODS['random'].make(full, ipc, use)))
+    monkeypatch.setattr('pca_nb.bench.train', None)              # nothing may get so far
+    with pytest.raises(ValueError, match=what): run_one(run_cfg('digits', 'odd', 1), full, full, device='cpu')
