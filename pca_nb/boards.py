@@ -22,8 +22,9 @@ _BRUSH = """
 function render({ model, el }) {
   const root = document.createElement('div'), img = document.createElement('img'), frame = document.createElement('div');
   root.className = 'pca-brush'; root.tabIndex = 0;
-  root.style.cssText = 'position:relative;display:inline-block;max-width:100%;touch-action:none;cursor:crosshair';
-  img.draggable = false; img.style.cssText = 'display:block;max-width:100%';
+  root.style.cssText = 'position:relative;width:100%;touch-action:none;cursor:crosshair'; el.style.overflowX = 'auto';
+  img.draggable = false; img.style.cssText = 'display:block;width:100%';
+  img.onload = () => { root.style.maxWidth = img.naturalWidth+'px'; root.style.minWidth = Math.min(img.naturalWidth, 640)+'px'; }; // where there is less room it scrolls
   frame.style.cssText = 'position:absolute;border:1.5px dashed #c00;background:rgba(204,0,0,.08);pointer-events:none;box-sizing:border-box';
   root.append(img, frame); el.append(root);
   const clamp = v => Math.min(1, Math.max(0, v));

@@ -67,6 +67,7 @@ def finite(
     "Scores for plotting: what was never learned lies a little beyond the hardest."
     return torch.where(v.isfinite(), v, 1.1*v[v.isfinite()].max())
 
+# %% ../nbs/25_views.ipynb #e725a081
 def looked_at(
     a:Tensor,        # (N,) one score
     b:Tensor,        # (N,) another
@@ -80,6 +81,7 @@ def looked_at(
     a0,a1,b0,b1 = box
     return order[((finite(a)>=a0)&(finite(a)<=a1)&(finite(b)>=b0)&(finite(b)<=b1))[order]]
 
+# %% ../nbs/25_views.ipynb #e725a083
 def score_view(
     full:ImageSet,   # the images
     dynamics,        # `Dynamics`, or a dict of published scores
@@ -110,7 +112,7 @@ def score_view(
     return fig
 
 def score_code(x='el2n', y='aum', low=0., high=100., box=None, ipc=10, cols=16) -> str:
-    "The calls that make `score_view`'s picture."
+    "The calls that make `score_view`'s picture, from the same parameters."
     what = f'box={tuple(round(float(v), 4) for v in box)}' if box else f'low={low:g}, high={high:g}'
     return f'''from pca_nb.scores import score
 from pca_nb.views import looked_at, score_view
@@ -135,6 +137,7 @@ def small_set(
     idx = PRUNERS[rule](scores, full.labels, full.classes, ipc*factor**2, g)
     return idx, combine(full, deal(idx, full.n_classes, factor, g), shrink)
 
+# %% ../nbs/25_views.ipynb #e725a0e1
 def next_views(
     s:ImageSet,      # composites
     i:int,           # which of them
@@ -149,6 +152,7 @@ def next_views(
     look = lambda e: apply_view(s.images[i:i+1], draw_view(1, s.size, Augment(crop_scale=crop, patches=patches), s.grid, generator(seed, 'show', e)), s.stats)[0]
     return ((torch.stack([look(epoch+k) for k in range(n)])*std+mean)*255).round().clamp(0,255).to(torch.uint8)
 
+# %% ../nbs/25_views.ipynb #e725a0e3
 def bench_view(
     full:ImageSet,   # the images
     dynamics,        # `Dynamics`, or a dict of published scores
@@ -175,7 +179,7 @@ def bench_view(
     return fig
 
 def bench_code(x='el2n', rule='easyB', ipc=2, factor=2, cls=0, epoch=0, shrink='fit', crop=.08, cols=12) -> str:
-    "The calls that make `bench_view`'s picture."
+    "The calls that make `bench_view`'s picture, from the same parameters."
     return f'''from pca_nb.scores import score
 from pca_nb.views import bench_view, next_views, small_set
 idx, s = small_set(full, score(dynamics, {x!r}), {rule!r}, ipc={ipc}, factor={factor}, shrink={shrink!r})   # positions; the set
@@ -195,6 +199,7 @@ def crop_of(
     if box is not None: return torch.tensor([box])
     return draw_crops(torch.tensor([[0, 0, *size]]), (ratio,ratio), (1.,1.), generator(k, 'shown'))
 
+# %% ../nbs/25_views.ipynb #e725a121
 def crop_view(
     s:ImageSet,      # plain images
     net:nn.Module,   # the network that is asked
@@ -224,7 +229,7 @@ def crop_view(
     return fig
 
 def crop_code(i=0, ratio=.5, k=0, box=None) -> str:
-    "The calls that make `crop_view`'s picture."
+    "The calls that make `crop_view`'s picture, from the same parameters."
     which = f'box={tuple(int(v) for v in box)}' if box is not None else f'ratio={ratio:g}, k={k}'
     return f'''from pca_nb.combine import cut
 from pca_nb.views import crop_of, crop_view
@@ -242,6 +247,7 @@ def label_answers(
     x = apply_view(s.images, draw_view(len(s), s.size, Augment(crop_scale=crop, patches='extract'), s.grid, generator(k, 'label')), s.stats)
     with asking(net) as dev: return x, net(x.to(dev)).float().cpu()
 
+# %% ../nbs/25_views.ipynb #e725a161
 def stored_loss(
     z:Tensor,        # (N,C) logits
     codec:str,       # a key of `CODECS`
@@ -253,6 +259,7 @@ def stored_loss(
     p, q = ((v.double()/temperature).log_softmax(1) for v in (z, back))
     return dict(bytes=answer_bytes(codec, C), kl=(p.exp()*(p-q)).sum(1).mean().item(), same=(z.argmax(1)==back.argmax(1)).double().mean().item())
 
+# %% ../nbs/25_views.ipynb #e725a163
 def label_view(
     s:ImageSet,       # the small set
     net:nn.Module,    # the teacher
@@ -281,7 +288,7 @@ def label_view(
     return fig
 
 def label_code(i=0, k=0, temperature=1., codec='int4', crop=.08) -> str:
-    "The calls that make `label_view`'s picture."
+    "The calls that make `label_view`'s picture, from the same parameters."
     return f'''from pca_nb.views import label_answers, label_view, stored_loss
 x, z = label_answers(s, net, k={k}, crop=({crop:g}, 1.))      # views and logits of every image
 print(stored_loss(z, {codec!r}, temperature={temperature:g}))
@@ -308,6 +315,7 @@ def run_view(
     for ax in (a,b): ax.tick_params(labelsize=7); ax.title.set_fontsize(9); ax.xaxis.label.set_fontsize(8); ax.yaxis.label.set_fontsize(8)
     return fig
 
+# %% ../nbs/25_views.ipynb #e725a1a1
 def run_cfgs(
     methods,       # keys of `METHODS`
     ipcs,          # stored images a class
