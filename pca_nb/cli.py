@@ -188,7 +188,17 @@ def _values(full, score, path, arch, epochs, seed, device):
     from pca_nb import scores
     import torch
     stop = 10 if score.startswith('el2n') else 0 # EL2N needs the first ten epochs only
-    return scores.score(_dynamics_of(full, path, _scoring(full, arch, epochs, stop, seed), device), score) if score else torch.zeros(len(full))
+    if not score: return torch.zeros(len(full))
+    dyn = _dynamics_of(full, path, _scoring(full, arch, epochs, stop, seed), device)
+    if isinstance(dyn, scores.Dynamics): _tell_scores(dyn, full.labels)
+    return scores.score(dyn, score)
+
+def _tell_scores(dyn, labels):
+    "How much the scoring network knew, and a warning if it was next to nothing."
+    from pca_nb.scores import how_right
+    right, constant = how_right(dyn, labels)
+    say.print(f"scores: the network was right in {right:.1f} % of its answers over {dyn.epochs} epochs; always naming the largest class gives {constant:.1f} %")
+    if right<constant+2 and FIRST: _tell("warning: it learned next to nothing, so its scores rank noise: give more --epochs, another --arch or larger images, or record a run of your own (06_scores) and give its file with --scores")
 
 def _choice(small, full, values, stored):
     "One line an image that was kept: where it is stored, where it came from; nothing, if it was made."
@@ -414,7 +424,8 @@ def score_(
     dyn = record(full, _scoring(full, arch, epochs, stop, seed), out, device)
     table = pd.DataFrame({k:score(dyn, k).numpy() for k in SCORES}).describe().T[['min','25%','50%','75%','max']].round(3)
     show(table, f'{len(dyn)} images, {dyn.epochs} epochs; larger = harder')
-    say.print(f"scores: {out.resolve()}")
+    _tell_scores(dyn, full.labels)
+    say.print(f"file: {out.resolve()}")
 
 # %% ../nbs/22_cli.ipynb #928b83c3
 def _ipcs(text):

@@ -255,10 +255,11 @@ def scoring_cfg(
     seed:int=0,  # of the run that ranks by them
     arch:str='', # scores images that have no protocol of their own; '' = by size
 ) -> ScoreCfg:
-    "The scoring run of the data's protocol: SGD as in CCS's, at least 40 steps an epoch."
+    "The scoring run of the data's protocol: SGD as in CCS's, at least 40 steps an epoch; on images of your own its rate follows the batch."
     p = protocol_of(data, size)
     size = p.score_size or size
     recipe, own = scaled(replace(RECIPES['ccs'], epochs=p.score_epochs), n_full, per_epoch=40), data in PHOTOS or data in PROTOCOLS
+    if data not in DATASETS: recipe = replace(recipe, lr=recipe.lr*recipe.batch/RECIPES['ccs'].batch) # linear rule, Goyal et al. 2017, 1706.02677
     return ScoreCfg(not own and arch or protocol_of(data, size).arch, replace(recipe, augment=p.views), seed%p.score_runs, 0 if p.score_once else 10*score.startswith('el2n'), size=size)
 
 def _teacher_cfg(arch, data, size, n_full, seed):

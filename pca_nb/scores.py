@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SUMS', 'SCORES', 'Recorder', 'Dynamics', 'score', 'ScoreCfg', 'record', 'damaged', 'read_dynamics', 'check_length',
-           'read_published']
+           'how_right', 'read_published']
 
 # %% ../nbs/06_scores.ipynb #25541c71
 import io, json, pickle, zipfile, zlib
@@ -151,6 +151,15 @@ def read_dynamics(
 def check_length(path, have, n):
     "A ValueError if a file scores another number of images than the set has."
     if n is not None and have!=n: raise ValueError(f"{path} scores {have:,} images, but the set has {n:,}: scores and images must come from the same set")
+
+# %% ../nbs/06_scores.ipynb #d8801191
+def how_right(
+    dynamics:Dynamics, # of a recording run
+    labels:Tensor,     # (N,) int64 of its images
+) -> tuple:            # percent of its answers that were right, over all epochs; percent that always naming the largest class would give
+    "Whether the network that scores come from knew anything."
+    if len(dynamics)!=len(labels): raise ValueError(f"{len(dynamics):,} images were recorded, {len(labels):,} labels are given: they must be of the same set")
+    return 100*dynamics.sums['correct'].double().mean().item()/dynamics.epochs, 100*labels.bincount().max().item()/len(labels)
 
 # %% ../nbs/06_scores.ipynb #0b1e9564
 _SAFE = {('collections','OrderedDict'), ('torch._utils','_rebuild_tensor_v2'), ('torch','Size')}
