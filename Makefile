@@ -16,14 +16,14 @@ demo: .venv/ok            ## the main job on the embedded digits: table, and one
 test: .venv/ok            ## every notebook and every test
 	$(V)/python -m pytest
 
-lab: .venv/ok             ## JupyterLab on the start page: boards, tables, rooms
+lab: .venv/ok             ## JupyterLab on the start page: tutorials, boards, tables, rooms
 	$(V)/jupyter lab --ip=127.0.0.1 --allow-root nbs/start.ipynb
 
 export: .venv/ok          ## notebooks -> pca_nb/
 	$(V)/nbdev_export
 
 save: .venv/ok            ## run every notebook in a kernel and keep its outputs, then clean, export, README
-	$(V)/python tools/run.py --inplace nbs/*.ipynb nbs/experiments/*.ipynb
+	$(V)/python tools/run.py --inplace nbs/*.ipynb nbs/*/*.ipynb
 	$(V)/nbdev_clean
 	$(V)/nbdev_export
 	$(V)/python tools/docs.py readme

@@ -76,6 +76,8 @@ def prepare():
         if path.name == cfg.readme_nb:
             nb.cells.append(contents())
         for c in nb.cells:
+            if 'solution' in c.metadata.get('tags', []):
+                c.metadata.tags.append('hide-cell')                    # folded here as in JupyterLab
             if c.cell_type == 'markdown':
                 c.source = untangled(c.source, local, '../'*(len(to.parts) - 1))
         nbformat.write(nb, path)
