@@ -45,7 +45,7 @@ def lab(tmp_path_factory):
             except (urllib.error.URLError, OSError):
                 assert proc.poll() is None, (tmp/'lab.log').read_text()
                 time.sleep(.1)
-        yield f'http://127.0.0.1:{port}/lab/tree/%s?token=test&reset'
+        yield f'http://127.0.0.1:{port}/lab/tree/%s?token=test&reset', tmp/'nbs'
     finally:
         proc.terminate()
         proc.wait(20)
@@ -62,17 +62,34 @@ def browser(tmp_path_factory):
 class Notebook:
     "A notebook that is open in the browser."
 
-    def __init__(self, browser, address, name, shots):
-        self.page, self.name, self.shots, self.odd = browser.new_page(), name, shots, []
+    def __init__(self, browser, lab, name, shots):
+        address, root = lab
+        self.page, self.name, self.file, self.shots, self.odd = browser.new_page(), name, root/name, shots, []
         self.page.set_default_timeout(90_000)
         self.page.on('console', lambda m: m.type == 'error' and not any(q in m.text for q in QUIET) and self.odd.append(m.text))
         self.page.on('pageerror', lambda e: self.odd.append(str(e)))
         self.page.goto(address % name)
-        self.page.wait_for_selector('#jp-main-statusbar >> text=/Python 3.*\\| Idle/')
+        self.idle()
+
+    def idle(self): self.page.wait_for_selector('#jp-main-statusbar >> text=/Python 3.*\\| Idle/')
 
     def run(self):
         self.page.get_by_role('menuitem', name='Run', exact=True).click()
         self.page.locator('li.lm-Menu-item[data-command="runmenu:run-all"]').click()
+
+    def finish(self, seconds=300):
+        "Wait until every cell has run; what is saved then has no error in it, and its widgets are shown."
+        end = time.monotonic() + seconds
+        while True:
+            self.idle()
+            self.page.keyboard.press('Control+s')
+            self.page.wait_for_timeout(500)
+            code = [c for c in json.loads(self.file.read_text())['cells'] if c['cell_type'] == 'code' and ''.join(c['source']).strip()]
+            if all(c['execution_count'] for c in code):
+                break
+            assert time.monotonic() < end, f"{self.name}: {sum(not c['execution_count'] for c in code)} of {len(code)} cells have not run"
+        bad = [o for c in code for o in c['outputs'] if o['output_type'] == 'error' or o.get('name') == 'stderr']
+        assert bad == [] and self.errors() == [] and self.odd == []
 
     def drawn(self, n):
         "Wait for the n-th picture; how long that took, and what the kernel says."
@@ -95,6 +112,33 @@ class Notebook:
         self.page.mouse.move(b['x']+x1*b['width'], b['y']+y1*b['height'])
         self.page.mouse.up()
 
+    def slide(self, k, key=None):
+        "Move the k-th slider handle by a key, or with the mouse; how long until the picture has changed."
+        src, handle = self.source(), self.page.locator('.widget-slider .noUi-handle').nth(k)
+        handle.scroll_into_view_if_needed()
+        box = handle.bounding_box()
+        x, y = box['x']+box['width']/2, box['y']+box['height']/2
+        if key:
+            handle.focus()
+            t = time.perf_counter()
+            self.page.keyboard.press(key)
+        else:
+            self.page.mouse.move(x, y)
+            self.page.mouse.down()
+            self.page.mouse.move(x+40, y, steps=4)
+            t = time.perf_counter()
+            self.page.mouse.up()
+        self.redrawn(src)
+        return time.perf_counter()-t
+
+    def narrow(self):
+        self.page.set_viewport_size(dict(width=800, height=1000))
+        self.page.wait_for_timeout(500)
+        if self.page.locator('.pca-brush').count():
+            self.page.locator('.pca-brush').scroll_into_view_if_needed()
+        self.shot(800)
+        assert self.fits()
+
     def shot(self, what): self.page.screenshot(path=str(self.shots/f'{self.name.split("/")[-1]}-{what}.png'))
 
     def fits(self):
@@ -115,7 +159,9 @@ def open_notebook(lab, browser, tmp_path):
     for n in opened: n.page.close()
 
 
-BOARDS = { # notebook -> a drag on its picture (shares), what the code then says; which slider the keys move
+TUTORIALS = '1_first_hour', '4_more_machines'
+
+BOARDS = { # notebook -> a drag on its picture (shares) and what the code then says; the slider that keys and mouse move
     'b1_scores': ((.12, .12, .2, .38), 'low=', 2),
     'b2_bench': (None, '', 0),
     'b3_crops': ((.1, .3, .22, .75), 'box=(', 0),
@@ -127,32 +173,28 @@ def test_a_board_answers_keys_and_mouse(board, open_notebook):
     drag, says, slider = BOARDS[board]
     n = open_notebook(f'dashboards/{board}.ipynb')
     n.run()
-    n.drawn(1)
+    first = n.drawn(1)[1]
     n.page.wait_for_selector('.pca-brush img')
-    first, src = n.drawn(1)[1], n.source()
-    handle = n.page.locator('.widget-slider .noUi-handle').nth(slider)
-    handle.scroll_into_view_if_needed()
-    handle.focus()
-    t = time.perf_counter()
-    n.page.keyboard.press('ArrowRight')
+    n.finish()                                                   # the cells after the board keep the kernel busy for a moment
+    key = n.slide(slider, 'ArrowRight')
     n.drawn(2)
-    n.redrawn(src)
-    print(f'\n{board}: first picture {first}, key answered in {time.perf_counter()-t:.2f} s', end='')
+    mouse = n.slide(slider)
+    n.drawn(3)
+    print(f'\n{board}: first picture {first}, key answered in {key:.2f} s, mouse in {mouse:.2f} s', end='')
     if drag:
         src, t = n.source(), time.perf_counter()
         n.drag(*drag)
-        n.drawn(3)
         n.redrawn(src)
-        print(f', mouse in {time.perf_counter()-t:.2f} s', end='')
+        print(f', frame in {time.perf_counter()-t:.2f} s', end='')
+        n.drawn(4)
         n.page.locator('.jp-Accordion, .widget-accordion, .jupyter-widget-Collapse-header, .p-Collapse-header, .lm-Widget >> text=copy as code').last.click()
         assert says in n.page.locator('.jupyter-widgets textarea').last.input_value()
         n.page.locator('.pca-brush').focus()
         n.page.keyboard.press('Escape')
-        n.drawn(4)
+        n.drawn(5)
     n.shot(1280)
-    n.page.set_viewport_size(dict(width=800, height=1000))
-    n.page.wait_for_timeout(500)
-    n.shot(800)
+    assert n.fits()
+    n.narrow()
     assert n.errors() == [] and n.odd == []
 
 
@@ -175,7 +217,17 @@ def test_a_grid_is_started_watched_and_stopped(open_notebook):
     n.page.keyboard.press('ArrowRight')
     says('1 of 2 rows')                                          # another seed: one row is there
     n.shot(1280)
-    assert n.errors() == [] and n.odd == []
+    n.narrow()
+    n.finish()
+
+
+@pytest.mark.parametrize('tutorial', TUTORIALS)
+def test_a_tutorial_runs_from_top_to_bottom(tutorial, open_notebook):
+    n = open_notebook(f'tutorials/{tutorial}.ipynb')
+    n.run()
+    n.finish()
+    n.shot(1280)
+    n.narrow()
 
 
 def test_the_start_page_leads_to_a_board(open_notebook):
@@ -183,4 +235,5 @@ def test_the_start_page_leads_to_a_board(open_notebook):
     n.page.get_by_role('link', name='Score explorer').click()
     n.page.wait_for_selector('.lm-TabBar-tab.lm-mod-current >> text=b1_scores.ipynb')
     n.shot(1280)
+    n.narrow()
     assert n.odd == []
