@@ -53,6 +53,7 @@ def _set_name(s):
 
 def _name(cfg): return f'{cfg.data} {cfg.method} ipc {cfg.ipc} seed {cfg.seed} ({cfg.key})'
 
+# %% ../nbs/15_bench.ipynb #fe14bf2b
 def run_one(
     cfg:RunCfg,     # the run
     full:ImageSet,  # the images to compress
@@ -248,6 +249,7 @@ def _trained(cfg, teachers, home, sources, device):
     for t in made: check_able(t, sets[0])
     return made
 
+# %% ../nbs/15_bench.ipynb #2f244144
 def distilled(
     cfg:RunCfg,     # a run whose method asks networks; `None` is answered for others
     home=None,      # folder of the grid; `None`: `runs_home`
@@ -275,6 +277,7 @@ def _set_file(cfg, home):
     same = {k:plain(cfg)[k] for k in ('data','method','ipc','seed','size','tiling','scoring','asked','how')}
     return home/'sets'/f'{cfg.data}-{cfg.method}-{config_key(same)}.npz'
 
+# %% ../nbs/15_bench.ipynb #a6186252
 def _teacher_file(cfg, t, home): return home/'teachers'/f'{cfg.data}-{config_key(dict(data=cfg.data, teacher=plain(t)))}.pt'
 def _one_teacher_each(cfgs, home): return list({_teacher_file(c, t, home):(c,t) for c in cfgs for t in (*(c.teachers if c.recipe.soft else ()), *getattr(c, 'asked', ()))}.values())
 def _make_teachers(job, home, sources, device): _trained(job[0], job[1:], home, sources, device)
@@ -293,6 +296,7 @@ def _clear(home, cfg):
     _ckpt(home, cfg).unlink(missing_ok=True)
     for end in ('','.part'): shutil.rmtree(home/'labels'/f'{cfg.key}{end}', ignore_errors=True)
 
+# %% ../nbs/15_bench.ipynb #564426e6
 def pool(
     workers:int=0, # processes; 0 = one a core
     modules=(),    # names of modules that each imports first: yours, where methods are registered

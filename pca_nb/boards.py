@@ -126,6 +126,7 @@ class Board(w.VBox):
         self._quiet = False
         self.extra.clear()
 
+# %% ../nbs/26_boards.ipynb #3d469cf5
 def _slider(text, lo, hi, at, step=1, wide='300px', cls=w.IntSlider): return cls(min=lo, max=hi, value=at, step=step, description=text, style=dict(description_width='initial'), layout=dict(width=wide))
 def _choice(text, options, at): return w.Dropdown(options=list(options), value=at, description=text, style=dict(description_width='initial'), layout=dict(width='220px'))
 

@@ -193,6 +193,7 @@ def _values(full, score, path, arch, epochs, seed, device):
     if isinstance(dyn, scores.Dynamics): _tell_scores(dyn, full.labels)
     return scores.score(dyn, score)
 
+# %% ../nbs/22_cli.ipynb #75ead386
 def _tell_scores(dyn, labels):
     "How much the scoring network knew, and a warning if it was next to nothing."
     from pca_nb.scores import how_right
@@ -210,6 +211,7 @@ def _choice(small, full, values, stored):
         for cell,i in enumerate(idx): w.writerow((file, cell, small.classes[y], *((full.files[i] if full.files else f'image {i}', i, f'{values[i]:.6g}') if i>=0 else ('','',''))))
     return buf.getvalue()
 
+# %% ../nbs/22_cli.ipynb #4cdebc53
 def _tell_set(small, full, out, format, use):
     "What was written, what it weighs, and what to do with it."
     from pca_nb.data import bytes_on_disk
@@ -374,6 +376,7 @@ def teacher_(
     t = make_teacher(full, TeacherCfg(s.arch, s.recipe, seed, full.size[0]), held, out, device)
     say.print(f"{full!r}\n{t!r}: {check_teacher(t, held, least or least_top1(full.n_classes)):.2f} % of {held!r}\nteacher: {out.resolve()}")
 
+# %% ../nbs/22_cli.ipynb #749c0ae9
 @app.command(name='labels')
 def labels_(
     data:A[str, typer.Argument(help="The small set: what `compress` wrote, or any labelled image set.")],

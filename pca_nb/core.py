@@ -256,6 +256,7 @@ def runs_home() -> Path:
 
 _eye = ContextVar('eye', default=None)
 
+# %% ../nbs/00_core.ipynb #fe5b1a40
 @contextmanager
 def watching(
     eye:Callable, # eye(what, done, total, row): `done` of `total` steps of `what`; `row` is a dict for an epoch of training, else `None`; raises KeyboardInterrupt to stop
@@ -269,6 +270,7 @@ def tell(what, done, total, row=None):
     "Tell whoever is watching."
     if (eye := _eye.get()): eye(what, done, total, row)
 
+# %% ../nbs/00_core.ipynb #f20d0477
 class _Told:
     "In the place of a bar, for `watching`."
     def __init__(self, it, desc, total): self.it, self.desc, self.total, self.n = it, desc, len(it) if total is None and hasattr(it, '__len__') else total, 0

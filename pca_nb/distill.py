@@ -58,6 +58,7 @@ class Distil:
         if self.jitter[0]>self.jitter[1]: raise ValueError(f"jitter={self.jitter}: give the smaller roll first")
         if self.milestone<0 or not 0<=self.flip<=1 or self.perturb_steps<1: raise ValueError(f"milestone={self.milestone}, flip={self.flip}, perturb_steps={self.perturb_steps}: the first is not negative, the second a probability, the third at least 1")
 
+# %% ../nbs/13_distill.ipynb #655ebb2b
 CURRICULA = { # name -> how near to 1 the lower end of the crop is, of progress t in [0,1)
     'none':   lambda t: 0.,
     'step':   lambda t: 1.,

@@ -138,6 +138,7 @@ class CropStats:
 
 def _ratio(cov, var): return (cov/var.prod().sqrt()).item() if (var>1e-18).all() else math.nan # no correlation with what does not vary
 
+# %% ../nbs/24_entropy.ipynb #9e1b72a8
 def moments(
     d:Tensor, # (2,...,b) float64: ΔNLL and ΔH
 ) -> Tensor:  # (8,...,b) what `CropStats.sums` adds up
@@ -157,6 +158,7 @@ def crop_stats(
     check_crops(s, net, scale, n_crops)
     return _collect(s, net, lambda r,g: one_crop(r, scale, ratio, g), n_crops, seed, 1)[0]
 
+# %% ../nbs/24_entropy.ipynb #77fd8a84
 def _collect(s, net, look, n_crops, seed, views):
     whole, sums = torch.empty(2, len(s), dtype=torch.float64), torch.zeros(8, views, len(s), dtype=torch.float64)
     for part,w,d in _changes(s, net, look, n_crops, seed):

@@ -142,6 +142,7 @@ def check_fit(
     if teacher.classes and teacher.classes!=data.classes: raise ValueError(f"{teacher!r} has other classes than {data!r}: {_first_odd(teacher.classes, data.classes)}; take the teacher of this data set, or map the classes first (`match_classes`)")
     if not np.allclose(teacher.stats, data.stats, atol=1e-3): raise ValueError(f"{teacher!r} was trained on images normalised with {teacher.stats}, {data!r} with {data.stats}: give the set the same `stats`")
 
+# %% ../nbs/10_labels.ipynb #13ac7361
 def check_teacher(
     teacher:Teacher,
     data:ImageSet,   # unseen whole images with labels
@@ -161,6 +162,7 @@ def least_top1(
     "What a teacher must reach if nobody says: twice chance, with few classes half of the way from chance to everything."
     return min(200/n_classes, 50+50/n_classes)
 
+# %% ../nbs/10_labels.ipynb #96b64db5
 def check_able(
     teacher:Teacher,
     data:ImageSet, # plain images of its classes; a thousand of them are asked about if nobody measured it

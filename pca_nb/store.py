@@ -182,6 +182,7 @@ def ask_step(
     with record_function('labels: teacher'), autocast(device, dtype): z = labels.answer(x, recipe)
     with record_function('labels: to the CPU'): return z.cpu()
 
+# %% ../nbs/11_store.ipynb #5cc2eba0
 def write_labels(
     path,              # folder to write; must not exist yet
     data:ImageSet,     # the small set
@@ -205,6 +206,7 @@ def write_labels(
         os.replace(part, path)
     return path
 
+# %% ../nbs/11_store.ipynb #42d0f53c
 def _ask_all(part, data, recipe, labels, seed, cfg, dev, dtype, where, lengths):
     "Fill the columns of a store from where they end."
     fields, per = _fields(data, recipe, cfg), 'step' if recipe.augment.mix_per=='batch' else 'label'
@@ -292,6 +294,7 @@ def _open(file, dtype, shape, rows):
         if f.read(len(head))!=head: raise ValueError(f"{file} is damaged in its head: write the labels again")
     return np.load(file, mmap_mode='r')
 
+# %% ../nbs/11_store.ipynb #8f352b5b
 class Stored(Labels):
     "Labels from a store, in place of a teacher: the same steps, views and answers."
     def __init__(self,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pca_nb.data import load_data, to_parquet
@@ -230,8 +231,9 @@ def test_compress_with_several_networks_and_with_crops(teachers, tmp_path, here,
         assert f'chosen: {10 * grid**2} of 1197' in here(*words('rded', t, f'r{grid}', *more))
         s = load_data(tmp_path/f'r{grid}')
         assert s.grid == grid and (s.index >= 0).all()
-    monkeypatch.setitem(METHODS, 'mine', Method(lambda full, ipc, use: METHODS['random'].make(full, ipc*len(use.teachers), use), asks='several'))
-    assert 'chosen: 20 of 1197' in here(*words('mine', f'{t},{u}', 'mine'))
+    asked = []
+    monkeypatch.setitem(METHODS, 'mine', Method(lambda full, ipc, use: asked.append(len(use.teachers)) or METHODS['random'].make(full, ipc, use), asks='several'))
+    assert 'chosen: 10 of 1197' in here(*words('mine', f'{t},{u}', 'mine')) and asked == [2]
     assert 'chosen: 40 of 1197' in here(*words('pca-crop-nll', t, 'pc', '--epochs', 1)) and load_data(tmp_path/'pc').grid == 2
 
 
@@ -240,6 +242,18 @@ def test_compress_what_was_compressed(teachers, tmp_path, here):
     here('compress', 'digits', '--method', 'random', '--ipc', 2, '--out', tmp_path/'a', '--device', 'cpu')
     assert 'chosen: 10 of 20' in here('compress', tmp_path/'a', '--method', 'random', '--ipc', 1, '--out', tmp_path/'b', '--device', 'cpu')
     for r in csv.DictReader((tmp_path/'b'/'chosen.csv').open()): assert (tmp_path/'a'/r['source']).read_bytes() == (tmp_path/'b'/r['stored']).read_bytes()
+
+
+def test_the_scoring_network_is_judged(tmp_path, here, capsys):
+    "How often it was right is said; one that learned nothing is warned of."
+    from pca_nb.cli import _tell_scores
+    from pca_nb.scores import Dynamics
+    assert 'the network was right in' in here('score', 'digits', '--epochs', 2, '--out', tmp_path/'s.npz', '--device', 'cpu')
+    labels, right = torch.tensor([0]*6+[1]*4), torch.tensor([2.]*6+[0.]*4)
+    _tell_scores(Dynamics(dict(correct=right), 2, 2, {}), labels)
+    assert 'rank noise' in capsys.readouterr().err
+    _tell_scores(Dynamics(dict(correct=right+torch.tensor([0.]*6+[2.]*4)), 2, 2, {}), labels)
+    assert capsys.readouterr().err == ''
 
 
 def test_several_teachers_or_a_line_about_it(teachers, tmp_path, here):
