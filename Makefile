@@ -17,7 +17,7 @@ test: .venv/ok            ## every notebook and every test
 	$(V)/python -m pytest
 
 lab: .venv/ok             ## JupyterLab on the start page: tutorials, boards, tables, rooms
-	$(V)/jupyter lab --ip=127.0.0.1 --allow-root nbs/start.ipynb
+	$(V)/jupyter lab --ip=127.0.0.1 --allow-root --notebook-dir=nbs --LabApp.default_url=/lab/tree/start.ipynb
 
 export: .venv/ok          ## notebooks -> pca_nb/
 	$(V)/nbdev_export
