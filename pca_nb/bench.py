@@ -68,7 +68,8 @@ def run_one(
 ) -> dict:          # the row
     "One finished row of the benchmark."
     t0, dev = time.perf_counter(), pick_device(device)
-    s, note = made or (make_set(cfg, full, dynamics, note=(told := {})), told)
+    note = made[1] if made else {}
+    s = made[0] if made else make_set(cfg, full, dynamics, note=note)
     before = note.get('seconds', 0)
     if note: note = dict(seconds=round(time.perf_counter()-t0, 2))|note
     seen = cells(s) if METHODS[cfg.method].decode else s
@@ -299,10 +300,12 @@ def _clear(home, cfg):
 # %% ../nbs/15_bench.ipynb #564426e6
 def pool(
     workers:int=0, # processes; 0 = one a core
-    modules=(),    # names of modules that each imports first: yours, where methods are registered
+    modules=(),    # names of modules that each imports first: yours, where methods are registered; a wrong one is an ImportError here
 ) -> Executor:
     "Processes with one thread each: small networks gain more from two runs at once than from two threads in one."
-    return ProcessPoolExecutor(workers or os.cpu_count(), multiprocessing.get_context('spawn'), _start_worker, (tuple(modules),))
+    modules = [modules] if isinstance(modules, str) else list(modules)
+    for m in modules: import_module(m) # before a worker dies of it
+    return ProcessPoolExecutor(workers or os.cpu_count(), multiprocessing.get_context('spawn'), _start_worker, (modules,))
 
 def _start_worker(modules):
     for m in modules: import_module(m)

@@ -304,7 +304,7 @@ def run_view(
     a, b = fig.add_axes((.07,.16,.4,.72)), fig.add_axes((.66,.16,.32,.72))
     for k,(nm,c) in enumerate(curves.items()): a.plot(*zip(*c), color='C0' if k==len(curves)-1 else 'lightgrey', lw=1.2, label=nm if k==len(curves)-1 else None)
     if curves: a.legend(fontsize=7, loc='lower right')
-    a.set(xlabel='epoch', ylabel='top-1 (%)', title='learning curves'); b.set(xlabel='top-1 (%)', title=f'{len(rows)} finished runs')
+    a.set(xlabel='epoch', ylabel='top-1 (%)', title='learning curves'); b.set(xlabel='top-1 (%)', title=f"{len(rows)} finished run{'s'*(len(rows)!=1)}")
     if len(rows):
         names = list(dict.fromkeys(zip(rows.method, rows.ipc, rows.labels)))
         for y,(m,i,l) in enumerate(names):

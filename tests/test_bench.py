@@ -177,3 +177,14 @@ def test_a_set_that_cannot_be_compared_is_refused_before_training(own, spoil, wh
     own['odd'] = Method(lambda full, ipc, use: spoil(METHODS['random'].make(full, ipc, use)))
     monkeypatch.setattr('pca_nb.bench.train', None)              # nothing may get so far
     with pytest.raises(ValueError, match=what): run_one(run_cfg('digits', 'odd', 1), full, full, device='cpu')
+
+
+def test_workers_import_a_module_of_ones_own(tmp_path, monkeypatch):
+    "What it registers is known there; a name that is wrong is told before any worker starts."
+    (tmp_path/'my_own.py').write_text("from pca_nb.methods import METHODS, Method, pruned\nMETHODS['my-own'] = Method(pruned('random'))\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ImportError, match='my_wrong'): pool(1, modules=['my_wrong'])
+    try:
+        with pool(1, modules='my_own') as ex: frame = run_grid([run_cfg('digits', 'my-own', 1, total=2)], Rows(tmp_path/'r.jsonl'), tmp_path, executor=ex, device='cpu')
+    finally: METHODS.pop('my-own', None)
+    assert frame.method.tolist() == ['my-own']
