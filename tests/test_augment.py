@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torchvision.transforms.v2 import functional as F2
 
-from pca_nb.augment import (Augment, apply_view, cell_boxes, cell_edges, crop_resize, draw_crops, draw_mix, draw_orders, draw_view,
-                            shuffle_cells)
+from pca_nb.resize import cell_boxes, cell_edges, crop_resize, draw_crops
+from pca_nb.mix import draw_mix
+from pca_nb.augment import apply_view, AugmentCfg, draw_cell_orders, draw_view, shuffle_cells
 from pca_nb.core import generator
 
 RAW = (0.,) * 3, (1 / 255,) * 3   # leaves pixels in 0..255
@@ -33,7 +34,7 @@ def test_extraction_reads_one_cell_only(S, f, low, seed):
     "Every other cell may hold anything: the view of a composite does not change by one bit"
     g = generator(seed)
     x = torch.randint(256, (8, 3, S, S), generator=g).to(torch.uint8)
-    v = draw_view(8, (S, S), Augment(crop_scale=(low, 1.), patches='extract'), f, generator(seed, 'v'))
+    v = draw_view(8, (S, S), AugmentCfg(crop_scale=(low, 1.), patches='extract'), f, generator(seed, 'v'))
     keep = torch.zeros(8, 1, S, S, dtype=torch.bool)
     for i, (t, l, h, w) in enumerate(v.box.tolist()):
         cell = next(c for c in cell_boxes(torch.arange(f * f), f, (S, S)).tolist() if c[0] <= t < c[0] + c[2] and c[1] <= l < c[1] + c[3])
@@ -55,7 +56,7 @@ def test_cells_tile_the_side(total, f):
 
 
 def test_shuffle_is_a_slow_loop():
-    x, order = torch.rand(5, 3, 12, 12, generator=generator(0)), draw_orders(5, 3, g=generator(1))
+    x, order = torch.rand(5, 3, 12, 12, generator=generator(0)), draw_cell_orders(5, 3, g=generator(1))
     want = torch.empty_like(x)
     for b, k in itertools.product(range(5), range(9)):
         (i, j), (p, q) = divmod(k, 3), divmod(int(order[b, k]), 3)
@@ -66,14 +67,14 @@ def test_shuffle_is_a_slow_loop():
 def test_all_arrangements_are_equally_likely():
     counts = torch.zeros(24)
     perms = {p: i for i, p in enumerate(itertools.permutations(range(4)))}
-    for o in draw_orders(24_000, 2, g=generator(0)).tolist():
+    for o in draw_cell_orders(24_000, 2, g=generator(0)).tolist():
         counts[perms[tuple(o)]] += 1
     assert ((counts - 1000)**2 / 1000).sum() < 49.7   # chi-square, 23 degrees of freedom, p = 0.001
 
 
 def test_cell_choice_is_uniform_and_new_each_step():
     g = generator(0)
-    first, second = (draw_view(4000, (16, 16), Augment(patches='extract', crop_scale=None), 2, g).box[:, :2] for _ in range(2))
+    first, second = (draw_view(4000, (16, 16), AugmentCfg(patches='extract', crop_scale=None), 2, g).box[:, :2] for _ in range(2))
     cells = (first // 8 * torch.tensor([2, 1])).sum(1).bincount()
     assert ((cells - 1000.)**2 / 1000).sum() < 16.3   # 3 degrees of freedom, p = 0.001
     assert .2 < (first == second).all(1).float().mean() < .3
@@ -93,5 +94,5 @@ def test_mixing_probability_and_cutout_side():
 
 
 def test_same_generator_same_view_and_one_device():
-    a, b = (draw_view(9, (20, 20), Augment(mix='cutmix', mix_per='image'), 1, generator(3)) for _ in range(2))
+    a, b = (draw_view(9, (20, 20), AugmentCfg(mix='cutmix', mix_per='image'), 1, generator(3)) for _ in range(2))
     assert torch.equal(a.box, b.box) and torch.equal(a.flip, b.flip) and torch.equal(a.mix.box, b.mix.box) and torch.equal(a.mix.partner, b.mix.partner)

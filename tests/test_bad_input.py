@@ -22,11 +22,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pca_nb import bench, cli, data, methods, report, scores, train, tables
+from pca_nb import cli, datasets, decode, files, methods, parquet, recipes, report, result_store, scores, tables, train
 from pca_nb.combine import Tiling
-from pca_nb.core import Damaged
-from pca_nb.data import ImageSet, load_data
-from pca_nb.models import MODELS, make_model
+from pca_nb.storage import DamagedFileWarning
+from pca_nb.imageset import ImageSet
+from pca_nb.datasets import load_data
+from pca_nb.models import make_model, MODELS
 
 pytestmark = pytest.mark.filterwarnings('ignore:constrained_layout', 'ignore:Image size .* exceeds limit')
 SIDE = 16  # pixels
@@ -125,7 +126,7 @@ def held(tmp_path): return make_folder(tmp_path/'test', n=2)
 
 
 @pytest.fixture
-def no_reading(monkeypatch): monkeypatch.setattr(data, 'read_image', fail('images were decoded before the refusal'))
+def no_reading(monkeypatch): monkeypatch.setattr(decode, 'read_image', fail('images were decoded before the refusal'))
 
 
 @pytest.fixture
@@ -180,17 +181,17 @@ def test_many_unreadable_images_are_counted(full):
 @pytest.mark.parametrize('name', ['zero.png', 'text.jpg'])
 def test_unreadable_image_of_a_set_too_big_for_memory_is_found_at_once(name, full, monkeypatch):
     "What a header shows is not left to the middle of an epoch when pixels are decoded on demand."
-    monkeypatch.setattr(data, 'RESIDENT', 0)
+    monkeypatch.setattr(decode, 'MAX_RESIDENT_BYTES', 0)
     (full/'b'/name).write_bytes(BROKEN[name])
     raises((full/'b'/name, 'repair or remove'), load_data, full)
 
 
 def test_truncated_image_read_on_demand_is_named(full, monkeypatch):
     "Decoding later still names the file and the way out."
-    monkeypatch.setattr(data, 'RESIDENT', 0)
+    monkeypatch.setattr(decode, 'MAX_RESIDENT_BYTES', 0)
     (full/'b'/'0.png').write_bytes(BROKEN['half.png'])
     images = load_data(full).images
-    assert isinstance(images, data.OnDemand)
+    assert isinstance(images, decode.LazyImages)
     raises((full/'b'/'0.png', 'repair or remove'), images.__getitem__, slice(None))
 
 
@@ -371,9 +372,9 @@ def test_mixed_sizes_are_read(tmp_path, monkeypatch):
 @pytest.mark.parametrize('what', COMMANDS)
 def test_empty_class_folder(what, full, held, tmp_path, refused, monkeypatch):
     "The folder, the class and the way out; not one of its images is decoded."
-    bad, read = shutil.copytree(full, tmp_path/'bad'), data.read_image
+    bad, read = shutil.copytree(full, tmp_path/'bad'), decode.read_image
     (bad/'c').mkdir()
-    monkeypatch.setattr(data, 'read_image', lambda src, *a: fail('decoded')() if 'bad' in str(src) else read(src, *a))
+    monkeypatch.setattr(decode, 'read_image', lambda src, *a: fail('decoded')() if 'bad' in str(src) else read(src, *a))
     refused(what, bad, says=(bad, 'class c', 'remove the folder or fill it'))
 
 
@@ -453,7 +454,7 @@ def composites(full, tmp_path):
     "A folder of composites, six a class."
     s = load_data(full)
     s = ImageSet(s.images.repeat(4, 1, 1, 1), s.labels.repeat(4), s.classes)
-    return data.to_folder(methods.make_tiles(s, 6, methods.Use(None, torch.Generator().manual_seed(0), Tiling(2))), tmp_path/'tiled')
+    return files.save_folder(methods.make_tiles(s, 6, methods.MethodInputs(None, torch.Generator().manual_seed(0), Tiling(2))), tmp_path/'tiled')
 
 
 def test_composites_are_not_compressed_again(composites, refused):
@@ -461,9 +462,9 @@ def test_composites_are_not_compressed_again(composites, refused):
     refused('compress', composites, says=['plain images'])
 
 
-# ---- the folder that `to_folder` wrote, damaged ----
+# ---- the folder that `save_folder` wrote, damaged ----
 @pytest.fixture
-def stored(full, tmp_path): return data.to_folder(load_data(full), tmp_path/'stored')
+def stored(full, tmp_path): return files.save_folder(load_data(full), tmp_path/'stored')
 
 
 DAMAGE = {'torn': lambda m: json.dumps(m)[:60], 'empty': lambda m: '{}', 'text': lambda m: 'hello',
@@ -473,7 +474,7 @@ DAMAGE = {'torn': lambda m: json.dumps(m)[:60], 'empty': lambda m: '{}', 'text':
 @pytest.mark.parametrize('how', DAMAGE)
 def test_damaged_manifest_is_named(how, stored):
     "A torn or foreign manifest, labels that are too few, C or -1: the folder or its manifest is named."
-    manifest = stored/data.MANIFEST
+    manifest = stored/files.MANIFEST
     manifest.write_text(DAMAGE[how](json.loads(manifest.read_text())))
     raises([stored], load_data, stored)
 
@@ -485,8 +486,8 @@ def test_absent_stored_image_is_named(stored):
 
 
 # ---- parquet and npz ----
-@pytest.mark.parametrize('columns,known', [(dict(pixels=[b'x'], label=[0]), data.IMAGE_COLUMNS),
-                                           (dict(image=[b'x'], kind=[0]), data.LABEL_COLUMNS)], ids=['image', 'label'])
+@pytest.mark.parametrize('columns,known', [(dict(pixels=[b'x'], label=[0]), parquet.IMAGE_COLUMNS),
+                                           (dict(image=[b'x'], kind=[0]), parquet.LABEL_COLUMNS)], ids=['image', 'label'])
 def test_parquet_without_the_columns(columns, known, tmp_path, refused):
     "The file, the columns it has, the ones that are looked for, and the way out."
     path = make_parquet(tmp_path/'x.parquet', **columns)
@@ -514,7 +515,7 @@ CONTENT = {'empty': lambda p: p.write_bytes(b''), 'text': lambda p: p.write_text
            'npy': lambda p: dump(p, np.zeros(3), lambda a, f: np.save(f, a))}
 
 
-@pytest.mark.parametrize('write,ext', [(data.to_parquet, 'parquet'), (data.save, 'npz')], ids=['parquet', 'npz'])
+@pytest.mark.parametrize('write,ext', [(parquet.save_parquet, 'parquet'), (files.save_npz, 'npz')], ids=['parquet', 'npz'])
 @pytest.mark.parametrize('kind', CONTENT)
 def test_damaged_set_file_is_named(kind, write, ext, full, tmp_path, refused):
     "Zero bytes, text, nothing there, the first half, another format; no advice to open it unsafely."
@@ -528,7 +529,7 @@ CHANGES = dict(images=np.zeros((3, 3, 8, 8), np.uint8), meta=np.full(5, 99, np.u
 @pytest.mark.parametrize('what', CHANGES)
 def test_inconsistent_npz_is_named(what, full, tmp_path):
     "Arrays that do not fit each other: the file."
-    path = data.save(load_data(full), tmp_path/'x.npz')
+    path = files.save_npz(load_data(full), tmp_path/'x.npz')
     np.savez(path, **dict(np.load(path)) | {what: CHANGES[what]})
     raises([path], load_data, path)
 
@@ -536,7 +537,7 @@ def test_inconsistent_npz_is_named(what, full, tmp_path):
 def test_size_is_kept_for_every_kind_of_file(full, tmp_path):
     "`size` resizes an .npz as it does a folder and a parquet file; it is not passed over."
     s = load_data(full)
-    for f in (full, data.to_parquet(s, tmp_path/'x.parquet'), data.save(s, tmp_path/'x.npz')):
+    for f in (full, parquet.save_parquet(s, tmp_path/'x.parquet'), files.save_npz(s, tmp_path/'x.npz')):
         assert load_data(f, size=8).size == (8, 8), f.suffix
 
 
@@ -578,12 +579,12 @@ def test_labels_of_an_image_set(labels, span):
 @pytest.mark.parametrize('label', [-1, 2])
 def test_labels_of_an_npz(label, full, tmp_path):
     "The file and the limit."
-    path = data.save(load_data(full), tmp_path/'x.npz')
+    path = files.save_npz(load_data(full), tmp_path/'x.npz')
     np.savez(path, **dict(np.load(path)) | dict(labels=np.full(12, label)))
     raises((path, '0 to 1'), load_data, path)
 
 
-# ---- the test images of `evaluate` ----
+# ---- the test images of `validate` ----
 def test_test_set_with_other_class_names(full, tmp_path, refused):
     "The names that do not match, the names there are, the way out."
     other = make_folder(tmp_path/'other', classes=('x', 'y'))
@@ -728,9 +729,9 @@ def test_score_that_a_published_file_lacks(full, tmp_path, refused):
 def test_damaged_checkpoint_is_set_aside(content, full, tmp_path):
     "What lies where a checkpoint belongs and cannot be read: named, kept under another name, and the run starts over."
     (tmp_path/'s.ckpt').write_bytes(content)
-    cfg = scores.ScoreCfg('convnet2-w32', train.Recipe(epochs=1, batch=4))
-    with pytest.warns(Damaged, match='s.ckpt is damaged .* set aside as s.ckpt.damaged1'):
-        scores.record(load_data(full), cfg, tmp_path/'s.npz', 'cpu')
+    cfg = scores.ScoringCfg('convnet2-w32', recipes.Recipe(epochs=1, batch=4))
+    with pytest.warns(DamagedFileWarning, match='s.ckpt is damaged .* set aside as s.ckpt.damaged1'):
+        scores.record_dynamics(load_data(full), cfg, tmp_path/'s.npz', 'cpu')
     assert (tmp_path/'s.ckpt.damaged1').read_bytes() == content and len(scores.read_dynamics(tmp_path/'s.npz')) == 12
 
 
@@ -743,9 +744,9 @@ def test_checkpoint_of_something_else_is_refused(full, tmp_path, refused):
 # ---- names and numbers ----
 NAMES = {  # command and option -> a wrong value, known names
     'compress --method': ('aumm-easyB', ('random', 'ccs', 'pca', 'el2n-easyB', 'tiles')),
-    'compress --format': ('gif', data.ENCODERS), 'bench --methods': ('random,pcaa', methods.METHODS),
-    **{f'{c} --shrink': ('nearest', ('antialias', 'fit')) for c in ('compress', 'bench')},
-    **{f'{c} --recipe': ('sofft', train.RECIPES) for c in ('evaluate', 'bench')},
+    'compress --format': ('gif', files.ENCODERS), 'bench --methods': ('random,pcaa', methods.METHODS),
+    **{f'{c} --shrink': ('nearest', ('antialias', 'lsq')) for c in ('compress', 'bench')},
+    **{f'{c} --recipe': ('sofft', recipes.RECIPES) for c in ('evaluate', 'bench')},
     **{f'{c} --arch': ('resnet9', MODELS) for c in ('compress', 'score', 'evaluate', 'bench')}}
 
 
@@ -769,7 +770,7 @@ def test_unknown_name_is_found_before_reading(what, full, held, refused, no_read
 
 def test_unknown_data_lists_the_known(refused):
     "Neither a path nor a name."
-    refused('compress', 'cifar11', says=("'cifar11'", *data.DATASETS, 'give a path'))
+    refused('compress', 'cifar11', says=("'cifar11'", *datasets.DATASETS, 'give a path'))
 
 
 @pytest.mark.parametrize('words, says', [
@@ -851,7 +852,7 @@ def many():
 
 
 def finished_rows():
-    "Two rows as `Rows.frame` gives them."
+    "Two rows as `ResultStore.frame` gives them."
     texts = 'key data arch set device dtype threads python torch torchvision pca_nb optimizer'.split()
     row = dict.fromkeys(texts, 'x') | dict.fromkeys('nll best_top1 images image_bytes epochs'.split(), 1)
     row |= dict(method='random', ipc=1, seconds=dict(train=1), labels='hard', label_bytes=0)
@@ -859,12 +860,12 @@ def finished_rows():
 
 
 def run_with_checkpoint(s, path):
-    train.train(make_model('convnet2-w32', 2, SIDE), s, train.Recipe(epochs=1), device='cpu', ckpt=path)
+    train.train(make_model('convnet2-w32', 2, SIDE), s, recipes.Recipe(epochs=1), device='cpu', ckpt=path)
 
 
 WRITERS = {  # name -> what writes a set (or what comes of it) into a folder
-    'folder': lambda s, p: data.to_folder(s, p/'x'), 'parquet': lambda s, p: data.to_parquet(s, p/'x.parquet'),
-    'npz': lambda s, p: data.save(s, p/'x.npz'), 'scores': lambda s, p: recorded(p/'x.npz', 9000),
+    'folder': lambda s, p: files.save_folder(s, p/'x'), 'parquet': lambda s, p: parquet.save_parquet(s, p/'x.parquet'),
+    'npz': lambda s, p: files.save_npz(s, p/'x.npz'), 'scores': lambda s, p: recorded(p/'x.npz', 9000),
     'checkpoint': lambda s, p: run_with_checkpoint(s, p/'x.pt'),
     'report': lambda s, p: report.write_report(finished_rows(), p/'x.html')}
 
@@ -941,7 +942,7 @@ def test_folder_is_complete_or_absent(room, name, good, many, tmp_path, monkeypa
         return real(*a, **k)
     monkeypatch.setattr(room, name, full)
     says = tmp_path/'x', 'No space left on device', 'free some space'
-    raises(says, data.to_folder, many, tmp_path/'x', kind=OSError)
+    raises(says, files.save_folder, many, tmp_path/'x', kind=OSError)
     assert not list(tmp_path.iterdir())
 
 
@@ -972,7 +973,7 @@ def test_score_file_without_a_suffix(tmp_path):
 def test_row_is_whole_or_reported(tight, tally):
     "A row that did not fit is an error, not silence; what was accepted can be read again."
     place, full_disk = tight
-    rows, taken = bench.Rows(place/'r.jsonl'), []
+    rows, taken = result_store.ResultStore(place/'r.jsonl'), []
     def fill():
         for i in range(40):
             rows.add(dict(key=str(i), note='x'*700))
@@ -984,7 +985,7 @@ def test_row_is_whole_or_reported(tight, tally):
 
 def test_row_after_a_torn_one(tmp_path):
     "Half a row at the end, as a full disk leaves it: the next row starts a line of its own."
-    rows = bench.Rows(tmp_path/'r.jsonl')
+    rows = result_store.ResultStore(tmp_path/'r.jsonl')
     rows.add(dict(key='a'))
     rows.path.write_text(rows.path.read_text()+'{"key": "b", "no')
     rows.add(dict(key='c'))

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pca_nb.data import load_data, to_parquet
+from pca_nb.parquet import save_parquet
+from pca_nb.datasets import load_data
 
 PCA_NB = str(Path(sys.executable).parent/'pca-nb')
 
@@ -53,7 +54,7 @@ def test_compress_then_evaluate(folders, tmp_path, clean_env, method, grid):
 
 def test_parquet_in_and_out(folders, tmp_path, clean_env):
     for split in ('train', 'test'):
-        to_parquet(load_data(folders/split, size=24), tmp_path/f'{split}.parquet', 'webp')
+        save_parquet(load_data(folders/split, size=24), tmp_path/f'{split}.parquet', 'webp')
     out = sh('compress', tmp_path/'train.parquet', '--method', 'el2n-easyB', '--ipc', 2, '--out', tmp_path/'small', '--epochs', 2, '--format', 'jpeg', env=clean_env)
     assert 'as jpeg' in out and load_data(tmp_path/'small').size == (24, 24)
     assert 'top-1' in sh('evaluate', tmp_path/'small', '--test', tmp_path/'test.parquet', '--seeds', 1, '--epochs', 2, env=clean_env)
@@ -78,14 +79,14 @@ def test_bench_on_a_folder_then_report(folders, tmp_path, clean_env):
 def test_table_reads_the_rows_that_are_there(tmp_path, clean_env):
     "the command that a notebook names prints the notebook's numbers, and makes only what is missing"
     from pca_nb.stats import summary
-    from pca_nb.tables import read_table, rows_file, runs_of
+    from pca_nb.tables import read_table, rows_file, runs_for
     stored = rows_file('quick', Path(__file__).resolve().parents[1]/'nbs'/'results')
     mine = tmp_path/'rows.jsonl'
     mine.write_bytes(stored.read_bytes())
     out = sh('table', 't05', '--ipc', '1', '--rows', mine, '--home', tmp_path, '--workers', 1, env=clean_env | dict(PCA_NB_SCALE='quick'))
     t = summary(read_table('t05', 'quick', stored.parent, (1,))).set_index('method')
     assert '30 runs, 0 to make' in out and f"{t.loc['pca', 'mean']:.1f} ± {t.loc['pca', 'std']:.1f} (5)" in out
-    gone = next(c.key for l, c in runs_of('t24', 'quick', (1,)) if (l, c.seed) == ('random', 0))
+    gone = next(c.key for l, c in runs_for('t24', 'quick', (1,)) if (l, c.seed) == ('random', 0))
     mine.write_text(''.join(l+'\n' for l in mine.read_text().splitlines() if f'"key": "{gone}"' not in l))
     assert '5 runs, 1 to make' in sh('table', 't24', '--scale', 'quick', '--ipc', '1', '--seeds', 1, '--rows', mine, '--home', tmp_path, '--workers', 1, env=clean_env)
 
@@ -93,10 +94,10 @@ def test_table_reads_the_rows_that_are_there(tmp_path, clean_env):
 def test_speed_exits_with_1_when_something_is_broken(tmp_path, monkeypatch, capsys):
     "A ratio below half of its target; one that is merely missed is a line of the table and no failure."
     import pandas as pd
-    from pca_nb import speed
+    from pca_nb import speed, timing
     from pca_nb.cli import main
     for ratio, code in ((1.9, 1), (2.1, 0), (4.5, 0)):
-        r = speed.Result('reading', 'a loop', ratio, ratio, ratio, 5, 4.)
+        r = timing.Result('reading', 'a loop', ratio, ratio, ratio, 5, 4.)
         table = pd.DataFrame([vars(r)|dict(verdict=r.verdict)])
         table.attrs.update(cpu='a cpu', cores=2, device='cpu', dtype='float32', torch='2', scale='quick')
         monkeypatch.setattr(speed, 'speed', lambda *a: table)
@@ -141,8 +142,8 @@ def test_teacher_labels_evaluate(tmp_path, clean_env):
 @pytest.fixture(scope='module')
 def teachers(tmp_path_factory):
     "Two small networks that know the digits, as files, and one that was taken away before it did."
-    from pca_nb.labels import Teacher, TeacherCfg, make_teacher
-    from pca_nb.methods import scoring_cfg
+    from pca_nb.teachers import make_teacher, Teacher, TeacherCfg
+    from pca_nb.protocols import scoring_cfg
     from pca_nb.models import make_model
     root, (full, test) = tmp_path_factory.mktemp('teachers'), (load_data('digits', s) for s in ('train', 'test'))
     for seed in (0, 1):
@@ -165,7 +166,7 @@ def here(capsys):
 
 
 def test_compress_makes_images(teachers, tmp_path, clean_env):
-    "Optimised from nothing: a set like any other for `evaluate`, whose list of chosen images names none."
+    "Optimised from nothing: a set like any other for `validate`, whose list of chosen images names none."
     out = sh('compress', 'digits', '--method', 'sre2l', '--ipc', 2, '--teacher', teachers/'0.pt', '--steps', 5, '--out', tmp_path/'small', '--device', 'cpu', env=clean_env)
     assert 'sre2l: 5 iterations (4,000 are published) × 1 batch, asking Teacher(convnet2-w32' in out and 'chosen: none of 1197' in out
     assert re.search(r'made: [\d.]+ % named correctly by Teacher\(convnet2-w32.*; statistics from [\d.]+ to [\d.]+', out)
@@ -203,9 +204,9 @@ def test_compress_goes_on_where_it_was_stopped(teachers, tmp_path, here, monkeyp
 
 def test_compress_asks_whom_it_should(teachers, tmp_path, here, monkeypatch):
     "What a method asks is refused or missed before any image is read; a network that knows nothing, before anything is made."
-    from pca_nb import data
-    load, reads, t = data.load_data, [], teachers/'0.pt'
-    monkeypatch.setattr(data, 'load_data', lambda *a: reads.append(a) or load(*a))
+    from pca_nb import datasets
+    load, reads, t = datasets.load_data, [], teachers/'0.pt'
+    monkeypatch.setattr(datasets, 'load_data', lambda *a: reads.append(a) or load(*a))
     words = lambda method, *more: ('compress', 'digits', '--method', method, '--ipc', 1, '--out', tmp_path/'x', '--device', 'cpu', *more)
     for method, more, said in (('sre2l', (), 'sre2l asks a trained network: run `pca-nb teacher digits --test TEST --out teacher.pt`'),
                                ('gvbsm', (), 'gvbsm asks trained networks: run `pca-nb teacher digits'), ('rded', (), 'rded asks a trained network'),
@@ -222,7 +223,7 @@ def test_compress_asks_whom_it_should(teachers, tmp_path, here, monkeypatch):
 
 def test_compress_with_several_networks_and_with_crops(teachers, tmp_path, here, monkeypatch):
     "G-VBSM asks two; RDED's crops come from images that are listed, one a file below 64 px unless a factor is given; a newcomer's method may have no constants."
-    from pca_nb.methods import METHODS, Method
+    from pca_nb.methods import Method, METHODS
     t, u = teachers/'0.pt', teachers/'1.pt'
     words = lambda method, files, out, *more: ('compress', 'digits', '--method', method, '--ipc', 1, '--teacher', files, '--out', tmp_path/out, '--device', 'cpu', *more)
     out = here(*words('gvbsm', f'{t},{u}', 'g', '--steps', 2))
@@ -232,7 +233,7 @@ def test_compress_with_several_networks_and_with_crops(teachers, tmp_path, here,
         s = load_data(tmp_path/f'r{grid}')
         assert s.grid == grid and (s.index >= 0).all()
     asked = []
-    monkeypatch.setitem(METHODS, 'mine', Method(lambda full, ipc, use: asked.append(len(use.teachers)) or METHODS['random'].make(full, ipc, use), asks='several'))
+    monkeypatch.setitem(METHODS, 'mine', Method(lambda full, ipc, use: asked.append(len(use.teachers)) or METHODS['random'].make(full, ipc, use), teachers='several'))
     assert 'chosen: 10 of 1197' in here(*words('mine', f'{t},{u}', 'mine')) and asked == [2]
     assert 'chosen: 40 of 1197' in here(*words('pca-crop-nll', t, 'pc', '--epochs', 1)) and load_data(tmp_path/'pc').grid == 2
 

@@ -9,22 +9,23 @@ import torch
 from torch import nn
 
 from pca_nb import costs
-from pca_nb.augment import Augment
-from pca_nb.combine import combine, deal
+from pca_nb.augment import AugmentCfg
+from pca_nb.combine import assign_to_cells, combine
 from pca_nb.core import generator
-from pca_nb.data import load_data
-from pca_nb.labels import Live, Teacher
+from pca_nb.datasets import load_data
+from pca_nb.teachers import Teacher, TeacherLabels
 from pca_nb.models import make_model
 from pca_nb.prune import random_balanced
 from pca_nb.costs import OPERATIONS, peak_memory, relabel_profile, step_memory, write_fkd
-from pca_nb.store import Stored, fkd_bytes, write_labels
-from pca_nb.train import SOFT
+from pca_nb.label_store import fkd_bytes, write_labels
+from pca_nb.stored_labels import StoredLabels
+from pca_nb.recipes import SOFT
 
 FULL = load_data('digits')
 TINY = dict(arch='convnet2-w32', size=16, batch=8, steps=3, classes=10, device='cpu')
 
 
-def live(classes=10): return Live(Teacher(make_model('convnet2-w32', classes, 16, 3), 'convnet2-w32', 16, stats=FULL.stats))
+def live(classes=10): return TeacherLabels(Teacher(make_model('convnet2-w32', classes, 16, 3), 'convnet2-w32', 16, stats=FULL.stats))
 
 
 def event(name, start, ms, mb=0, own=None, gpu=0, device='CPU'):
@@ -65,9 +66,9 @@ def test_every_part_of_a_batch_is_named_once_and_in_order(tmp_path):
 
 
 def test_a_slow_writer_and_a_slow_teacher_are_found(monkeypatch):
-    save, answer = torch.save, Live.answer
+    save, answer = torch.save, TeacherLabels.answer
     monkeypatch.setattr(torch, 'save', lambda *a: (time.sleep(.05), save(*a)))
-    monkeypatch.setattr(Live, 'answer', lambda *a, **kw: (time.sleep(.1), answer(*a, **kw))[1])
+    monkeypatch.setattr(TeacherLabels, 'answer', lambda *a, **kw: (time.sleep(.1), answer(*a, **kw))[1])
     f = relabel_profile(**TINY).pivot(index='operation', columns='format', values='low')
     assert (f.loc['teacher'] > 100).all() and f.FKD['write'] > 50
     assert f.ours['write'] < 50 and (f.drop(index=['teacher', 'write']) < 50).all(axis=None)
@@ -84,9 +85,9 @@ def test_a_profiled_store_has_the_same_bytes(tmp_path):
 @pytest.mark.parametrize('views', [dict(mix='cutmix'), dict(mix='mixup', crop_scale=None), dict(mix='cutout', flip=0.), dict(mix='cutmix', mix_prob=.5), dict(mix='cutmix', patches='extract')], ids=str)
 def test_the_archives_hold_what_the_store_holds(tmp_path, views):
     g = generator(0)
-    data = combine(FULL, deal(random_balanced(torch.zeros(len(FULL)), FULL.labels, FULL.classes, 16, g), 10, 2, g), 'fit') if 'patches' in views else FULL[torch.arange(40)]
-    recipe = replace(SOFT, batch=16, epochs=2, augment=Augment(**dict(crop_scale=(.3, 1.)) | views))
-    kept = Stored(write_labels(tmp_path/'s', data, recipe, live(), device='cpu'), data)
+    data = combine(FULL, assign_to_cells(random_balanced(torch.zeros(len(FULL)), FULL.labels, FULL.classes, 16, g), 10, 2, g), 'lsq') if 'patches' in views else FULL[torch.arange(40)]
+    recipe = replace(SOFT, batch=16, epochs=2, augment=AugmentCfg(**dict(crop_scale=(.3, 1.)) | views))
+    kept = StoredLabels(write_labels(tmp_path/'s', data, recipe, live(), device='cpu'), data)
     write_fkd(tmp_path/'f', data, recipe, live(), 'cpu')
     for i, (e, b) in enumerate(kept.where.tolist()):
         coords, flip, partner, lam, (t, l, bottom, right), z = torch.load(tmp_path/'f'/f'epoch_{e}'/f'batch_{b}.tar')
@@ -111,7 +112,7 @@ def test_an_archive_is_as_large_as_theirs(tmp_path):
 @pytest.mark.parametrize('views', [dict(mix='none'), dict(mix='cutmix', mix_per='image'), dict(mix='cutmix', patches='shuffle')], ids=str)
 def test_what_an_archive_cannot_hold(tmp_path, views):
     with pytest.raises(ValueError, match='one mixing for the whole batch'):
-        write_fkd(tmp_path/'f', FULL[torch.arange(16)], replace(SOFT, augment=Augment(**views)), live(), 'cpu')
+        write_fkd(tmp_path/'f', FULL[torch.arange(16)], replace(SOFT, augment=AugmentCfg(**views)), live(), 'cpu')
     assert not (tmp_path/'f').exists()
 
 

@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from pca_nb.combine import Crops, selective_crop
+from pca_nb.rded import CropSearchCfg, selective_crop
 from pca_nb.core import generator
-from pca_nb.data import OnDemand, encode, load_data
-from pca_nb.entropy import CHUNK, LOWS, SUBSETS, TWICE, advantage, crop_changes, crop_stats, crop_twice, crossing, read_entropy, set_entropy
+from pca_nb.decode import LazyImages
+from pca_nb.files import encode_image
+from pca_nb.datasets import load_data
+from pca_nb.entropy import CHUNK, crop_changes, CROP_PAIRS, crop_stats, crop_twice, set_entropy
+from pca_nb.crop_theory import crop_advantage, MIN_AREAS, read_entropy, SUBSETS, zero_crossing
 from pca_nb.models import make_model
 
 RESULTS = Path(__file__).resolve().parents[1]/'nbs'/'results'
@@ -41,9 +44,9 @@ def test_a_chunk_does_not_depend_on_what_follows(full, net):
 
 def test_images_read_on_demand_give_the_same(full, net):
     s = full[torch.arange(30)]
-    lazy = replace(s, images=OnDemand([encode(im) for im in s.images], 16))
+    lazy = replace(s, images=LazyImages([encode_image(im) for im in s.images], 16))
     assert same(crop_stats(s, net, n_crops=4), crop_stats(lazy, net, n_crops=4))
-    for k in TWICE: assert same(crop_twice(s, net, n_crops=4)[k], crop_twice(lazy, net, n_crops=4)[k])
+    for k in CROP_PAIRS: assert same(crop_twice(s, net, n_crops=4)[k], crop_twice(lazy, net, n_crops=4)[k])
     assert torch.allclose(torch.tensor(set_entropy(s, net).values), torch.tensor(set_entropy(lazy, net).values))
 
 
@@ -71,10 +74,10 @@ def test_entropy_stays_inside_its_range(full, net):
 
 def test_a_set_has_no_advantage_over_itself(full, net):
     s = full[torch.arange(20)]
-    gap = advantage(s, s, net, (1., .5), 3)
-    assert gap.shape == (2, 2, 20) and gap.abs().max() == 0 and crossing((1., .5), gap[:, 0])['r'] == 1
-    unseen = selective_crop(s, net, Crops(1), generator(0))
-    assert advantage(s, unseen, net, (1., .5), 3).abs().max() > 0
+    gap = crop_advantage(s, s, net, (1., .5), 3)
+    assert gap.shape == (2, 2, 20) and gap.abs().max() == 0 and zero_crossing((1., .5), gap[:, 0])['r'] == 1
+    unseen = selective_crop(s, net, CropSearchCfg(1), generator(0))
+    assert crop_advantage(s, unseen, net, (1., .5), 3).abs().max() > 0
 
 
 def test_a_pair_of_crops_shares_its_draw(full, net):
@@ -89,7 +92,7 @@ def test_stored_rows_are_complete_and_possible():
     names = [tuple(r.get(k) for k in ('what', 'data', 'net', 'seed', 'score', 'subset', 'ipc', 'low', 'look')) for r in crops]
     assert len(set(names)) == len(names)
     for r in crops:
-        assert all(0 <= r[k] <= 1 for k in ('p_nll', 'p_entropy', 'concordant')) and r['low'] in LOWS
+        assert all(0 <= r[k] <= 1 for k in ('p_nll', 'p_entropy', 'concordant')) and r['low'] in MIN_AREAS
         assert r['corr'] is None or -1 <= r['corr'] <= 1
         assert r['subset'] in (*SUBSETS, 'unseen') and r['device'] and r['torch']
     seeds = {}

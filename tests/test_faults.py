@@ -17,18 +17,19 @@ import torch
 
 import victim
 from pca_nb import train as engine
-from pca_nb.bench import Rows
-from pca_nb.core import Damaged
-from pca_nb.data import load_data
+from pca_nb.result_store import ResultStore
+from pca_nb.storage import DamagedFileWarning
+from pca_nb.datasets import load_data
 from pca_nb.models import make_model
 from pca_nb.scores import read_dynamics
-from pca_nb.train import HARD, Callback, train
+from pca_nb.recipes import HARD
+from pca_nb.train import Callback, train
 
 HERE = Path(__file__).parent
 
 
 # ---- what a job leaves, and whether it is the same ----
-def rows_of(path): return sorted(({k: v for k, v in r.items() if k not in ('seconds', 'check')} for r in Rows(path).all()), key=lambda r: r['key'])
+def rows_of(path): return sorted(({k: v for k, v in r.items() if k not in ('seconds', 'check')} for r in ResultStore(path).all()), key=lambda r: r['key'])
 
 
 def result(job, home):
@@ -44,7 +45,7 @@ def torn(home):
     for f in home.rglob('*'):
         if f.name.startswith('.') or f.is_dir(): continue   # unfinished, under a hidden name
         try:
-            if f.suffix == '.jsonl': assert not Rows(f).lines()[1]
+            if f.suffix == '.jsonl': assert not ResultStore(f).lines()[1]
             elif f.suffix == '.npz': read_dynamics(f)
             else: torch.load(f, weights_only=True)
         except Exception as e: bad.append((f.name, repr(e)))
@@ -100,9 +101,9 @@ def test_killed_at_random_moments(job, server, whole, tmp_path, slow, tally):
 
 def test_killed_while_exporting(tmp_path, tally):
     "A folder is complete or not there; what the dead left is removed by the next."
-    code = ("import os, signal, sys, threading, time, random\nfrom pca_nb.data import load_data, to_folder\ns = load_data('digits')\n"
+    code = ("import os, signal, sys, threading, time, random\nfrom pca_nb.datasets import load_data\nfrom pca_nb.files import save_folder\ns = load_data('digits')\n"
             "if sys.argv[2]!='-': threading.Thread(target=lambda: (time.sleep(float(sys.argv[2])), os.kill(os.getpid(), signal.SIGKILL)), daemon=True).start()\n"
-            "to_folder(s, sys.argv[1])")
+            "save_folder(s, sys.argv[1])")
     killed = lost = 0
     for delay in ('0.01', '0.05', '0.1'):
         r = subprocess.run([sys.executable, '-c', code, tmp_path/'out', delay])
@@ -114,7 +115,7 @@ def test_killed_while_exporting(tmp_path, tally):
 
 
 # ---- 2. two at once ----
-ADD = ("import sys, time\nfrom pathlib import Path\nfrom pca_nb.bench import Rows\nrows, ready = Rows(sys.argv[1]), Path(sys.argv[1]+sys.argv[2])\nready.touch()\n"
+ADD = ("import sys, time\nfrom pathlib import Path\nfrom pca_nb.result_store import ResultStore\nrows, ready = ResultStore(sys.argv[1]), Path(sys.argv[1]+sys.argv[2])\nready.touch()\n"
        "while not all(Path(sys.argv[1]+w).exists() for w in 'ab'): time.sleep(.0001)\n"   # begin together
        "for i in range(80): rows.add(dict(key=f'{i if i%2 else sys.argv[2]}-{i}', note='x'*300, who=sys.argv[2]))")
 
@@ -123,7 +124,7 @@ def test_two_processes_add_to_one_store(tmp_path, tally):
     "Half of the keys are shared, and they are added at the same moments: every key once, no line torn."
     both = [subprocess.Popen([sys.executable, '-c', ADD, tmp_path/'r.jsonl', who]) for who in 'ab']
     assert [p.wait() for p in both] == [0, 0]
-    rows, bad = Rows(tmp_path/'r.jsonl').lines()
+    rows, bad = ResultStore(tmp_path/'r.jsonl').lines()
     lines = (tmp_path/'r.jsonl').read_text().count('\n')
     tally.count('two processes add 160 rows to one store, 40 of them the same', 160, abs(120-len(rows))+abs(lines-120)+len(bad))
     assert len(rows) == 120 == lines and not bad
@@ -155,7 +156,7 @@ def test_damaged_file_is_made_again(what, how, server, whole, tmp_path, monkeypa
     monkeypatch.setattr(engine, 'SAVE_EVERY', 0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with pytest.warns(Damaged, match=f'{name} is damaged .* set aside as {name}.damaged1'): victim.JOBS[job](tmp_path)
+    with pytest.warns(DamagedFileWarning, match=f'{name} is damaged .* set aside as {name}.damaged1'): victim.JOBS[job](tmp_path)
     torch.set_num_threads(threads)
     same = result(job, tmp_path) == whole[job][0]
     tally.count(f'{what} file {how}', 1, int(not same))
@@ -170,30 +171,30 @@ def test_a_changed_digit_in_a_row_is_found(server, whole, tmp_path):
     row = json.loads(lines[1])
     lines[1] = json.dumps(row | dict(top1=row['top1']+1))
     file.write_text('\n'.join(lines)+'\n')
-    with pytest.warns(Damaged, match='line 2 is no complete row'): Rows(file).mend()
-    assert len(Rows(file).all()) == len(victim.GRID)-1
+    with pytest.warns(DamagedFileWarning, match='line 2 is no complete row'): ResultStore(file).mend()
+    assert len(ResultStore(file).all()) == len(victim.GRID)-1
     assert server('grid', tmp_path) == 'done' and result('grid', tmp_path) == whole['grid'][0]
 
 
 def test_a_store_being_mended_on_a_full_disk_keeps_its_rows(tmp_path, monkeypatch, tally):
     "Whatever fails while bad lines are moved away, the good rows stay where they are."
-    from pca_nb import bench
-    rows = Rows(tmp_path/'r.jsonl')
+    from pca_nb import result_store
+    rows = ResultStore(tmp_path/'r.jsonl')
     for k in 'abc': rows.add(dict(key=k))
     rows.path.write_text(rows.path.read_text()+'{"key": "torn')
-    write = bench.atomic_write
+    write = result_store.atomic_write
 
     def full(path, *a):
         if path == rows.path: raise OSError(28, 'No space left on device')
         return write(path, *a)
-    monkeypatch.setattr(bench, 'atomic_write', full)
+    monkeypatch.setattr(result_store, 'atomic_write', full)
     with tally.one('full disk while a store is mended'):
-        with pytest.warns(Damaged), pytest.raises(OSError): rows.mend()
+        with pytest.warns(DamagedFileWarning), pytest.raises(OSError): rows.mend()
         assert [r['key'] for r in rows.all()] == ['a', 'b', 'c']
 
 
 def test_mend_leaves_a_good_store_alone(tmp_path):
-    rows = Rows(tmp_path/'r.jsonl')
+    rows = ResultStore(tmp_path/'r.jsonl')
     rows.mend()
     rows.add(dict(key='a'))
     before = rows.path.read_bytes()
@@ -223,9 +224,9 @@ def test_out_of_memory_says_what_to_lower(where, tally):
 
 def test_a_real_lack_of_memory(tmp_path):
     "With an address space of a few gigabytes: the same words, no traceback of the allocator alone."
-    code = ("import resource, sys, torch\nfrom dataclasses import replace\nfrom pca_nb.train import *\nfrom pca_nb.models import make_model\nfrom pca_nb.usual import photos\n"
+    code = ("import resource, sys, torch\nfrom dataclasses import replace\nfrom pca_nb.train import *\nfrom pca_nb.recipes import *\nfrom pca_nb.models import make_model\nfrom pca_nb.reference_loop import photos\n"
             "s, net = photos(64, 96), make_model('convnet3-bn', 10, 96)\n"
-            "train(net, s, replace(HARD, epochs=1, batch=2), device='cpu', stop=1)\n"
+            "train(net, s, replace(HARD, epochs=1, batch=2), device='cpu', stop_epoch=1)\n"
             "now = int(open('/proc/self/statm').read().split()[0])*4096\nresource.setrlimit(resource.RLIMIT_AS, (now+2**28, now+2**28))\n"
             "try: train(net, s, replace(HARD, epochs=1, batch=64), device='cpu', desc='tight')\nexcept MemoryError as e: print('SAID', e)")
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=os.environ | dict(CI='1'))
@@ -242,7 +243,7 @@ def test_nan_loss_names_the_run_and_keeps_no_checkpoint(tmp_path, tally):
 @pytest.mark.parametrize('sig', [signal.SIGINT, signal.SIGTERM], ids=['Ctrl-C', 'SIGTERM'])
 def test_interrupted_command_says_how_to_go_on(sig, tmp_path, clean_env, tally):
     "Exit code 130 and one line; the same command again finishes."
-    code = 'import sys; sys.argv[0] = "pca-nb"; from pca_nb import train; train.SAVE_EVERY = 0; from pca_nb.cli import main; main()'
+    code = 'import sys; sys.argv[0] = "pca-nb"; from pca_nb import train; engine.SAVE_EVERY = 0; from pca_nb.cli import main; main()'
     words = [sys.executable, '-c', code, 'score', 'digits', '--out', tmp_path/'s.npz', '--epochs', '40', '--device', 'cpu']
     p = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=clean_env | dict(CI='1'),
                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))   # a shell's background jobs ignore it
@@ -256,25 +257,25 @@ def test_interrupted_command_says_how_to_go_on(sig, tmp_path, clean_env, tally):
 
 
 def test_one_failing_run_does_not_stop_the_others(tmp_path, monkeypatch):
-    from pca_nb import bench
-    make = bench.run_one
+    from pca_nb import grid, run
+    make = run.run_one
 
     def fails(cfg, *a, **kw):
         if cfg.seed == 1: raise FloatingPointError('the loss is nan')
         return make(cfg, *a, **kw)
-    monkeypatch.setattr(bench, 'run_one', fails)
-    with pytest.raises(bench.RunsFailed, match=r'2 of 4 runs failed, the others are in .*r.jsonl; the first, digits random ipc 2 seed 1 \([0-9a-f]{12}\): the loss is nan'):
-        bench.run_grid(victim.GRID, Rows(tmp_path/'r.jsonl'), tmp_path, device='cpu')
-    assert sorted(r['seed'] for r in Rows(tmp_path/'r.jsonl').all()) == [0, 0]
+    monkeypatch.setattr(grid, 'run_one', fails)
+    with pytest.raises(grid.RunsFailed, match=r'2 of 4 runs failed, the others are in .*r.jsonl; the first, digits random ipc 2 seed 1 \([0-9a-f]{12}\): the loss is nan'):
+        grid.run_grid(victim.GRID, ResultStore(tmp_path/'r.jsonl'), tmp_path, device='cpu')
+    assert sorted(r['seed'] for r in ResultStore(tmp_path/'r.jsonl').all()) == [0, 0]
 
 
 def test_a_lock_waits_for_its_holder(tmp_path):
-    from pca_nb.core import locked
+    from pca_nb.storage import file_lock
     order = []
 
     def second():
-        with locked(tmp_path/'f'): order.append('second')
-    with locked(tmp_path/'f'):
+        with file_lock(tmp_path/'f'): order.append('second')
+    with file_lock(tmp_path/'f'):
         t = threading.Thread(target=second)
         t.start()
         time.sleep(.1)
@@ -300,13 +301,13 @@ def test_a_grid_that_is_interrupted_ends_its_workers(tmp_path, clean_env):
 
 def test_scores_of_another_run_are_not_passed_off(tmp_path):
     "A whole score file at the same path, but of another network: refused, not returned."
-    from pca_nb.scores import ScoreCfg, record
-    cfg = ScoreCfg('convnet2-w32', replace(HARD, epochs=1, batch=16))
-    record(SMALL(), cfg, tmp_path/'s.npz', 'cpu')
-    with pytest.raises(ValueError, match='s.npz was recorded by another run'): record(SMALL(), replace(cfg, seed=1), tmp_path/'s.npz', 'cpu')
+    from pca_nb.scores import record_dynamics, ScoringCfg
+    cfg = ScoringCfg('convnet2-w32', replace(HARD, epochs=1, batch=16))
+    record_dynamics(SMALL(), cfg, tmp_path/'s.npz', 'cpu')
+    with pytest.raises(ValueError, match='s.npz was recorded by another run'): record_dynamics(SMALL(), replace(cfg, seed=1), tmp_path/'s.npz', 'cpu')
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
-    run = lambda arch: train(make_model(arch, 10, 16), SMALL(), replace(HARD, epochs=2, batch=16), device='cpu', ckpt=tmp_path/'c.pt', stop=1)
+    run = lambda arch: train(make_model(arch, 10, 16), SMALL(), replace(HARD, epochs=2, batch=16), device='cpu', ckpt=tmp_path/'c.pt', stop_epoch=1)
     run('convnet2-w32')
     with pytest.raises(ValueError, match='belongs to another run'): run('convnet3-w64')

@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from pca_nb.core import generator
-from pca_nb.data import DEBIAN, ImageSet, load_data, save, to_folder, to_parquet
+from pca_nb.imageset import ImageSet
+from pca_nb.files import save_folder, save_npz
+from pca_nb.parquet import save_parquet
+from pca_nb.datasets import _DEBIAN, load_data
 
 
 @pytest.fixture
@@ -20,7 +23,7 @@ def same(a, b):
 
 
 def test_three_doors(composites, tmp_path):
-    for p in (to_folder(composites, tmp_path/'f'), to_parquet(composites, tmp_path/'p.parquet'), save(composites, tmp_path/'n')):
+    for p in (save_folder(composites, tmp_path/'f'), save_parquet(composites, tmp_path/'p.parquet'), save_npz(composites, tmp_path/'n')):
         same(load_data(p), composites)
 
 
@@ -33,7 +36,7 @@ def test_rethinkdcs_reader(composites, tmp_path, ipc):
         @staticmethod
         def make_dataset(*a, allow_empty=False, **kw): return theirs.make_dataset(*a, **kw)
 
-    d = reader(str(to_folder(composites, tmp_path/'f')/'images'), image_number=ipc)
+    d = reader(str(save_folder(composites, tmp_path/'f')/'images'), image_number=ipc)
     keep = torch.cat([(composites.labels == c).nonzero()[:ipc, 0] for c in range(11)])
     assert [y for _, y in d] == composites.labels[keep].tolist()
     assert np.array_equal(np.stack([np.asarray(im) for im, _ in d]), composites.images[keep].permute(0, 2, 3, 1).numpy())
@@ -42,7 +45,7 @@ def test_rethinkdcs_reader(composites, tmp_path, ipc):
 def test_hugging_faces_reader(composites, tmp_path, monkeypatch):
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     datasets = pytest.importorskip('datasets')
-    d = datasets.load_dataset('parquet', data_files=str(to_parquet(composites, tmp_path/'p.parquet')), cache_dir=str(tmp_path/'cache'))['train']
+    d = datasets.load_dataset('parquet', data_files=str(save_parquet(composites, tmp_path/'p.parquet')), cache_dir=str(tmp_path/'cache'))['train']
     assert d.features['label'].names == list(composites.classes)
     assert d['label'][:] == composites.labels.tolist() and d['index'][:] == composites.index.tolist()
     assert np.array_equal(np.asarray(d[7]['image']), composites.images[7].permute(1, 2, 0).numpy())
@@ -65,7 +68,7 @@ def test_real_parquet(shared_data):
     assert len(s) == 10_000 and s.size == (32, 32) and s.counts.tolist() == [1000] * 10 and 'airplane' in s.classes
 
 
-@pytest.mark.skipif(not DEBIAN.exists(), reason=f'no {DEBIAN}: apt-get install dataset-fashion-mnist')
+@pytest.mark.skipif(not _DEBIAN.exists(), reason=f'no {_DEBIAN}: apt-get install dataset-fashion-mnist')
 def test_debians_fashion_mnist():
     s = load_data('fashion-mnist', 'test')
     assert len(s) == 10_000 and s.size == (28, 28) and s.counts.tolist() == [1000] * 10
@@ -75,7 +78,7 @@ def test_tiny_imagenet_layout(tmp_path, monkeypatch):
     "train/<wnid>/images and val_annotations.txt, without a torchvision reader"
     from PIL import Image
     monkeypatch.setenv('PCA_NB_DATA', str(tmp_path))
-    from pca_nb.data import _tiny
+    from pca_nb.datasets import _tiny
     root = tmp_path/'tiny-imagenet-200'
     for w, v in (('n02', 20), ('n01', 10)):
         (root/'train'/w/'images').mkdir(parents=True)

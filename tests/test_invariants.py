@@ -8,14 +8,19 @@ from dataclasses import fields, replace
 import torch
 from hypothesis import given, settings, strategies as st
 
-from pca_nb.augment import MIXES, PATCHES, Augment, apply_view, cell_boxes, draw_view
-from pca_nb.methods import RunCfg, run_cfg
-from pca_nb.combine import SHRINKS, cells, combine, deal
-from pca_nb.core import config_key, generator, plain
-from pca_nb.data import ImageSet, load_data, read_npz, save, to_folder, to_parquet
-from pca_nb.prune import PRUNERS, first_of, water_fill
-from pca_nb.scores import SUMS, Dynamics, read_dynamics
-from pca_nb.train import Recipe
+from pca_nb.resize import cell_boxes
+from pca_nb.mix import MIXES
+from pca_nb.augment import apply_view, AugmentCfg, draw_view, PATCH_MODES
+from pca_nb.runs import run_cfg, RunCfg
+from pca_nb.combine import assign_to_cells, combine, SHRINKS, split_cells
+from pca_nb.core import config_hash, generator, to_jsonable
+from pca_nb.imageset import ImageSet
+from pca_nb.files import load_npz, save_folder, save_npz
+from pca_nb.parquet import save_parquet
+from pca_nb.datasets import load_data
+from pca_nb.prune import first_per_group, PRUNERS, water_fill
+from pca_nb.scores import Dynamics, read_dynamics, SUMS
+from pca_nb.recipes import Recipe
 
 some = settings(max_examples=60, deadline=None)
 seeds = st.integers(0, 2**31)
@@ -68,7 +73,7 @@ def test_first_of_is_a_slow_loop(seed, k, n):
     g = generator(seed)
     kind, share = torch.randint(k, (n,), generator=g), torch.randint(0, 5, (k,), generator=g)
     want = [i for c in range(k) for i in [i for i in range(n) if kind[i] == c][:int(share[c])]]
-    assert first_of(share, kind).tolist() == want
+    assert first_per_group(share, kind).tolist() == want
 
 
 # ---- composites ----
@@ -79,24 +84,24 @@ def test_composites_hold_exactly_the_chosen_images(seed, f, side, how):
     n, g = 2*2*f*f, generator(seed)
     grey = torch.randperm(n, generator=g)*(250//n)
     full = ImageSet(grey[:, None, None, None].expand(n, 3, side, side).to(torch.uint8).contiguous(), torch.arange(n) % 2, ('a', 'b'))
-    idx = deal(torch.cat([(full.labels == c).nonzero()[:, 0] for c in (0, 1)]), 2, f, g)
+    idx = assign_to_cells(torch.cat([(full.labels == c).nonzero()[:, 0] for c in (0, 1)]), 2, f, g)
     s = combine(full, idx, how)
     assert s.grid == f and s.index.flatten().sort().values.tolist() == list(range(n)) and (full.labels[s.index] == s.labels[:, None]).all()
     for k, (t, l, h, w) in enumerate(cell_boxes(torch.arange(f*f), f, (side, side)).tolist()):
         shown = s.images[:, :, t:t+h, l:l+w].float()
         assert ((shown-grey[s.index[:, k]][:, None, None, None]).abs() <= 1).all()
-    assert ((cells(s).images.float()-grey[s.index.flatten()][:, None, None, None]).abs() <= 1).all()
+    assert ((split_cells(s).images.float()-grey[s.index.flatten()][:, None, None, None]).abs() <= 1).all()
 
 
 # ---- views ----
 @some
-@given(seeds, st.integers(2, 3), st.integers(12, 26), st.sampled_from(PATCHES), st.sampled_from(MIXES), st.floats(.05, 1), st.floats(0, 1))
+@given(seeds, st.integers(2, 3), st.integers(12, 26), st.sampled_from(PATCH_MODES), st.sampled_from(MIXES), st.floats(.05, 1), st.floats(0, 1))
 def test_views_keep_shape_range_and_cell(seed, f, side, patches, mix, low, flip):
     "Cells of one grey level: an extracted view is one of them, nothing leaves the range, a view replays."
     side = side//f*f
     grey = torch.randint(1, 255, (6, f*f), generator=generator(seed))
     tiles = torch.kron(grey.view(6, 1, f, f), torch.ones(1, 1, side//f, side//f)).expand(6, 3, side, side).to(torch.uint8).contiguous()
-    v = draw_view(6, (side, side), Augment((low, 1.), flip=flip, patches=patches, mix=mix), f, generator(seed, 'v'))
+    v = draw_view(6, (side, side), AugmentCfg((low, 1.), flip=flip, patches=patches, mix=mix), f, generator(seed, 'v'))
     x = apply_view(tiles, v, RAW)
     assert x.shape == tiles.shape and x.dtype == torch.float32
     low_, high = (0, 255) if mix == 'cutout' else (float(grey.min()), float(grey.max()))
@@ -120,13 +125,13 @@ def shuffled(d, g):
 @given(seeds, st.sampled_from(['random', 'pca', 'ccs']), st.integers(1, 60), st.sampled_from(['hard', 'sgd']))
 def test_a_key_depends_on_content_alone(seed, method, ipc, recipe):
     c = run_cfg('cifar10', method, ipc, seed, recipe)
-    assert config_key(shuffled(plain(c), generator(seed))) == c.key == config_key(json.loads(json.dumps(plain(c))))
+    assert config_hash(shuffled(c.to_dict(), generator(seed))) == c.key == config_hash(json.loads(json.dumps(c.to_dict())))
     assert c.key != replace(c, seed=c.seed+1).key and c.key != replace(c, recipe=replace(c.recipe, lr=c.recipe.lr*(1+1e-9))).key
 
 
 def test_a_key_is_the_same_in_every_process():
     want = [run_cfg('cifar10', m, 10, 3).key for m in ('random', 'pca', 'ccs')]
-    code = "from pca_nb.methods import run_cfg; print(*[run_cfg('cifar10', m, 10, 3).key for m in ('random','pca','ccs')])"
+    code = "from pca_nb.runs import run_cfg; print(*[run_cfg('cifar10', m, 10, 3).key for m in ('random','pca','ccs')])"
     for salt in '12':
         out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=os.environ | dict(PYTHONHASHSEED=salt))
         assert out.stdout.split() == want, out.stderr
@@ -135,11 +140,11 @@ def test_a_key_is_the_same_in_every_process():
 def test_every_field_is_part_of_the_name():
     "Changing any field of a recipe or a run changes its key."
     r, c = Recipe(), run_cfg('digits', 'pca', 1)
-    other = dict(augment=Augment(flip=.25), epochs=7, batch=3, optimizer='sgd', lr=.5, weight_decay=.5, decay_all=True, betas=(.8, .9), momentum=.1, nesterov=True,
-                 schedule='constant', lr_every='step', lr_min=1e-9, smoothing=.3, eval_every=9, eval_zoom=1.5)
+    other = dict(augment=AugmentCfg(flip=.25), epochs=7, batch=3, optimizer='sgd', lr=.5, weight_decay=.5, decay_all=True, betas=(.8, .9), momentum=.1, nesterov=True,
+                 schedule='constant', lr_every='step', lr_min=1e-9, label_smoothing=.3, eval_every=9, eval_zoom=1.5)
     assert set(other) == {f.name for f in fields(Recipe)}
-    assert len({config_key(replace(r, **{k: v})) for k, v in other.items()} | {config_key(r)}) == len(other)+1
-    assert {f.name for f in fields(RunCfg)} == set(plain(c))
+    assert len({config_hash(replace(r, **{k: v})) for k, v in other.items()} | {config_hash(r)}) == len(other)+1
+    assert {f.name for f in fields(RunCfg)} == set(to_jsonable(c))
 
 
 # ---- save and load ----
@@ -153,7 +158,7 @@ def test_save_then_load_is_the_identity(seed, f, n, how):
                  ((.1, .2, .3), (.4, .5, .6)))
     with tempfile.TemporaryDirectory() as d:
         path = Path(d)/'s'
-        b = dict(npz=lambda: read_npz(save(s, path)), folder=lambda: load_data(to_folder(s, path)), parquet=lambda: load_data(to_parquet(s, path.with_suffix('.parquet'))))[how]()
+        b = dict(npz=lambda: load_npz(save_npz(s, path)), folder=lambda: load_data(save_folder(s, path)), parquet=lambda: load_data(save_parquet(s, path.with_suffix('.parquet'))))[how]()
     assert torch.equal(b.images, s.images) and torch.equal(b.labels, s.labels) and torch.equal(b.index, s.index)
     assert (b.classes, b.grid, b.name, b.stats) == (s.classes, s.grid, s.name, s.stats)
 

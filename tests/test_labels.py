@@ -9,17 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pca_nb.augment import Augment
-from pca_nb.bench import Rows, run_grid, taught
-from pca_nb.combine import combine, deal
+from pca_nb.augment import AugmentCfg
+from pca_nb.result_store import ResultStore
+from pca_nb.grid import run_grid, taught
+from pca_nb.combine import assign_to_cells, combine
 from pca_nb.core import generator
-from pca_nb.data import load_data
-from pca_nb.labels import Live, Teacher, TeacherCfg, ensemble, make_teacher
-from pca_nb.methods import run_cfg
+from pca_nb.datasets import load_data
+from pca_nb.teachers import ensemble_logits, make_teacher, Teacher, TeacherCfg, TeacherLabels
+from pca_nb.runs import run_cfg
 from pca_nb.models import make_model
 from pca_nb.prune import random_balanced
-from pca_nb.store import CODECS, LabelCfg, Stored, label_bytes, write_labels
-from pca_nb.train import HARD, RECIPES, SOFT_LOSSES, SoftRecipe, train
+from pca_nb.codecs import CODECS
+from pca_nb.label_store import label_bytes, LabelStoreCfg, write_labels
+from pca_nb.stored_labels import StoredLabels
+from pca_nb.recipes import HARD, RECIPES, SOFT_LOSSES, SoftRecipe
+from pca_nb.train import train
 
 FULL = load_data('digits')
 
@@ -29,7 +33,7 @@ def teacher(seed=3, arch='convnet2-w32'): return Teacher(make_model(arch, 10, 16
 
 def tiled(f=2, ipc=4):
     g = generator(0)
-    return combine(FULL, deal(random_balanced(torch.zeros(len(FULL)), FULL.labels, FULL.classes, ipc*f*f, g), 10, f, g), 'fit')
+    return combine(FULL, assign_to_cells(random_balanced(torch.zeros(len(FULL)), FULL.labels, FULL.classes, ipc*f*f, g), 10, f, g), 'lsq')
 
 
 def weights(data, recipe, labels, **kw):
@@ -57,9 +61,9 @@ def test_kl_and_its_gradient():
 def test_a_soft_step_by_hand():
     "One step of SGD under MSE + 0.3 CE, two teachers, no views: a plain loop gives the same weights."
     data, (a, b) = FULL[torch.arange(32)], (teacher(1), teacher(2))
-    r = SoftRecipe(Augment(crop_scale=None, flip=0.), epochs=2, batch=16, optimizer='sgd', lr=.05, weight_decay=0., decay_all=True, loss='mse', hard_weight=.3, ensemble='norm')
+    r = SoftRecipe(AugmentCfg(crop_scale=None, flip=0.), epochs=2, batch=16, optimizer='sgd', lr=.05, weight_decay=0., decay_all=True, loss='mse', hard_weight=.3, ensemble='norm')
     ours, plain = (make_model('convnet2-w32', 10, 16) for _ in range(2))
-    train(ours, data, r, labels=Live(a, b), device='cpu', dtype=torch.float32)
+    train(ours, data, r, labels=TeacherLabels(a, b), device='cpu', dtype=torch.float32)
     opt = torch.optim.SGD(plain.parameters(), lr=.05, momentum=.9)
     x = (data.images/255.-torch.tensor(data.stats[0])[:, None, None])/torch.tensor(data.stats[1])[:, None, None]
     for e in range(2):
@@ -82,7 +86,7 @@ def test_averaged_weights_are_measured_and_kept():
     start = [p.detach().clone() for p in net.parameters()]
     class Keeps(Callback):
         def after_batch(self, *_): seen.append([p.detach().clone() for p in net.parameters()])
-    train(net, data, r, labels=Live(teacher()), device='cpu', callbacks=[Keeps()])
+    train(net, data, r, labels=TeacherLabels(teacher()), device='cpu', callbacks=[Keeps()])
     mean = start
     for step in seen: mean = [.7*m+.3*p for m, p in zip(mean, step)]
     for p, m, last in zip(net.parameters(), mean, seen[-1]): assert torch.allclose(p, m, atol=1e-6) and not torch.equal(p, last)
@@ -91,10 +95,10 @@ def test_averaged_weights_are_measured_and_kept():
 @pytest.mark.parametrize('ema', [0., .9])
 def test_killed_and_resumed(tmp_path, ema):
     data, r = FULL[torch.arange(60)], SoftRecipe(**SHORT | dict(epochs=6), ema=ema)
-    whole, log = weights(data, r, Live(teacher()))
-    weights(data, r, Live(teacher()), stop=4, ckpt=tmp_path/'c.pt')
-    with pytest.raises(ValueError, match='belongs to another run'): weights(data, r, Live(teacher(4)), ckpt=tmp_path/'c.pt')
-    again, log2 = weights(data, r, Live(teacher()), ckpt=tmp_path/'c.pt')
+    whole, log = weights(data, r, TeacherLabels(teacher()))
+    weights(data, r, TeacherLabels(teacher()), stop_epoch=4, ckpt=tmp_path/'c.pt')
+    with pytest.raises(ValueError, match='belongs to another run'): weights(data, r, TeacherLabels(teacher(4)), ckpt=tmp_path/'c.pt')
+    again, log2 = weights(data, r, TeacherLabels(teacher()), ckpt=tmp_path/'c.pt')
     assert torch.equal(whole, again) and log.loss.tolist() == log2.loss.tolist()
 
 
@@ -107,22 +111,22 @@ VIEWS = [dict(), dict(crop_scale=None, flip=0.), dict(mix='cutmix'), dict(mix='c
 def test_replay_is_live(tmp_path, views, how):
     "Every kind of view, plain and composite: the network trained from the store is the live one, bit for bit."
     data = tiled() if views.get('patches') else FULL[torch.arange(43)]
-    r, live = SoftRecipe(Augment(**dict(crop_scale=(.3, 1.)) | views), **SHORT), Live(teacher(1), teacher(2))
-    kept = Stored(write_labels(tmp_path/'s', data, r, live, seed=0, cfg=LabelCfg('fp32', how), device='cpu'), data)
+    r, live = SoftRecipe(AugmentCfg(**dict(crop_scale=(.3, 1.)) | views), **SHORT), TeacherLabels(teacher(1), teacher(2))
+    kept = StoredLabels(write_labels(tmp_path/'s', data, r, live, seed=0, cfg=LabelStoreCfg('fp32', how), device='cpu'), data)
     assert torch.equal(weights(data, r, kept)[0], weights(data, r, live)[0])
-    assert kept.nbytes >= label_bytes(data, r, LabelCfg('fp32', how)) and set(p.suffix for p in kept.path.iterdir()) == {'.npy', '.json'}
+    assert kept.nbytes >= label_bytes(data, r, LabelStoreCfg('fp32', how)) and set(p.suffix for p in kept.path.iterdir()) == {'.npy', '.json'}
 
 
 def test_other_losses_may_use_the_same_answers(tmp_path):
     data, r = FULL[torch.arange(43)], SoftRecipe(**SHORT)
-    kept = Stored(write_labels(tmp_path/'s', data, r, Live(teacher()), cfg=LabelCfg('fp32'), device='cpu'), data)
+    kept = StoredLabels(write_labels(tmp_path/'s', data, r, TeacherLabels(teacher()), cfg=LabelStoreCfg('fp32'), device='cpu'), data)
     other = replace(r, loss='mse', hard_weight=.1, lr=2e-3, schedule='smoothed', epochs=2, ema=.5)
     assert not torch.equal(weights(data, r, kept)[0], weights(data, other, kept)[0])
 
 
 def test_a_store_that_was_stopped_anywhere_goes_on(tmp_path, tally):
     "Cut every unfinished file at random places, as a killed writer and its disk may leave them: the finished store is the same."
-    data, r, live, rng, lost = FULL[torch.arange(43)], SoftRecipe(Augment(mix='cutmix'), **SHORT), Live(teacher()), random.Random(0), 0
+    data, r, live, rng, lost = FULL[torch.arange(43)], SoftRecipe(AugmentCfg(mix='cutmix'), **SHORT), TeacherLabels(teacher()), random.Random(0), 0
     whole = write_labels(tmp_path/'whole', data, r, live, device='cpu')
     for k in range(12):
         part = tmp_path/f'{k}.part'
@@ -138,8 +142,8 @@ def test_a_store_that_was_stopped_anywhere_goes_on(tmp_path, tally):
 
 
 def test_every_flipped_bit_is_found(tmp_path, tally):
-    data, r, rng, missed = FULL[torch.arange(43)], SoftRecipe(Augment(mix='cutmix'), **SHORT), random.Random(1), 0
-    s = write_labels(tmp_path/'s', data, r, Live(teacher()), device='cpu')
+    data, r, rng, missed = FULL[torch.arange(43)], SoftRecipe(AugmentCfg(mix='cutmix'), **SHORT), random.Random(1), 0
+    s = write_labels(tmp_path/'s', data, r, TeacherLabels(teacher()), device='cpu')
     files = sorted(s.glob('*.npy'))
     for k in range(60):
         f = files[k % len(files)]
@@ -149,7 +153,7 @@ def test_every_flipped_bit_is_found(tmp_path, tally):
         old = f.read_bytes()
         f.write_bytes(raw)
         try:
-            kept = Stored(s, data)
+            kept = StoredLabels(s, data)
             for i in range(kept.meta['steps']): kept.step(i)
             missed += 1
         except ValueError: pass
@@ -185,37 +189,37 @@ def test_ensembles_share_out_their_say():
     z = torch.randn(2, 6, 10, generator=generator(0))
     loud = z*torch.tensor([1., 50.])[:, None, None]
     cos = lambda a, b: F.cosine_similarity(a.flatten(), b.flatten(), 0).item()
-    assert cos(ensemble(z, 'norm'), ensemble(loud, 'norm')) > .9999 and cos(ensemble(loud, 'mean'), z[1]) > .99
+    assert cos(ensemble_logits(z, 'norm'), ensemble_logits(loud, 'norm')) > .9999 and cos(ensemble_logits(loud, 'mean'), z[1]) > .99
 
 
 def test_a_teacher_that_was_killed_is_the_same_teacher(tmp_path, monkeypatch):
-    import pca_nb.labels as labels
+    from pca_nb import teachers
     cfg = TeacherCfg('convnet2-w32', replace(RECIPES['ccs'], epochs=4, batch=64, lr=.02), size=16)
     full, test = FULL[torch.arange(300)], load_data('digits', 'test')
-    whole, real = make_teacher(full, cfg, test, device='cpu'), labels.train
-    monkeypatch.setattr(labels, 'train', lambda *a, **kw: real(*a, **kw | dict(stop=2, save_every=0)))
+    whole, real = make_teacher(full, cfg, test, device='cpu'), teachers.train
+    monkeypatch.setattr(teachers, 'train', lambda *a, **kw: real(*a, **kw | dict(stop_epoch=2, save_every=0)))
     make_teacher(full, cfg, test, tmp_path/'t.pt', 'cpu')
     (tmp_path/'t.pt').unlink()                     # stopped after two epochs, before it was finished
-    real(make_model('convnet2-w32', 10, 16, 0), full, cfg.recipe, 0, test, stop=2, device='cpu', ckpt=tmp_path/'t.ckpt', save_every=0)
+    real(make_model('convnet2-w32', 10, 16, 0), full, cfg.recipe, 0, test, stop_epoch=2, device='cpu', ckpt=tmp_path/'t.ckpt', save_every=0)
     monkeypatch.undo()
     assert make_teacher(full, cfg, test, tmp_path/'t.pt', 'cpu').key == whole.key and not (tmp_path/'t.ckpt').exists()
 
 
 def test_a_grid_with_teachers(tmp_path):
     "Hard, live and stored rows of one set; the stored fp32 row is the live one's; teachers are trained once; nothing is left behind."
-    cut = lambda c: replace(c, recipe=replace(c.recipe, epochs=5, eval_every=5), **(dict(teachers=tuple(replace(t, recipe=replace(t.recipe, epochs=2)) for t in c.teachers)) if c.recipe.soft else {}))
-    cfgs = [cut(run_cfg('digits', 'random', 2, 0, recipe=r, labels=l)) for r, l in (('hard', None), ('soft', None), ('soft', LabelCfg('fp32')), ('soft', LabelCfg('int4', 'seed', 'clean', .5)))]
-    f = run_grid(cfgs, Rows(tmp_path/'r.jsonl'), tmp_path, device='cpu')
+    cut = lambda c: replace(c, recipe=replace(c.recipe, epochs=5, eval_every=5), **(dict(soft=replace(c.soft, teachers=tuple(replace(t, recipe=replace(t.recipe, epochs=2)) for t in c.soft.teachers))) if c.recipe.soft else {}))
+    cfgs = [cut(run_cfg('digits', 'random', 2, 0, recipe=r, labels=l)) for r, l in (('hard', None), ('soft', None), ('soft', LabelStoreCfg('fp32')), ('soft', LabelStoreCfg('int4', 'seed', 'shuffled', .5)))]
+    f = run_grid(cfgs, ResultStore(tmp_path/'r.jsonl'), tmp_path, device='cpu')
     hard, live, kept, small = f.to_dict('records')
     assert f['set'].nunique() == 1 and f.labels.tolist() == ['hard']+['soft']*3
     assert (live['top1'], live['loss']) == (kept['top1'], kept['loss']) != (small['top1'], small['loss'])
     assert (hard['label_bytes'], live['label_bytes']) == (0, 0) and 0 < small['label_bytes'] < kept['label_bytes']
     assert live['fkd_bytes'] == kept['fkd_bytes'] == 20*5*45 and live['teachers'] == kept['teachers'] and len(list((tmp_path/'teachers').glob('*.pt'))) == 1
     assert not list((tmp_path/'labels').glob('[!.]*')) and taught(cfgs[0]) == []  # hidden: locks
-    bad = replace(cfgs[1], teachers=tuple(replace(t, recipe=replace(t.recipe, epochs=1, lr=1e-9, lr_min=0.)) for t in cfgs[1].teachers))
+    bad = replace(cfgs[1], soft=replace(cfgs[1].soft, teachers=tuple(replace(t, recipe=replace(t.recipe, epochs=1, lr=1e-9, lr_min=0.)) for t in cfgs[1].soft.teachers)))
     more = cut(run_cfg('digits', 'random', 2, 1))
-    with pytest.raises(ValueError, match='below 20 %'): run_grid([bad, more], Rows(tmp_path/'r.jsonl'), tmp_path, device='cpu')
-    assert more in Rows(tmp_path/'r.jsonl')        # a teacher that knows nothing costs its own rows only
+    with pytest.raises(ValueError, match='below 20 %'): run_grid([bad, more], ResultStore(tmp_path/'r.jsonl'), tmp_path, device='cpu')
+    assert more in ResultStore(tmp_path/'r.jsonl')        # a teacher that knows nothing costs its own rows only
 
 
 def test_hard_runs_know_nothing_of_teachers():
@@ -226,15 +230,15 @@ def test_hard_runs_know_nothing_of_teachers():
 
 def test_recipes_are_tables_1_and_17():
     "Every column of the paper's tables of settings, read off a recipe and the number of teachers that the benchmark gives it."
-    from pca_nb.paper import OURS, SETTINGS, as_settings
-    from pca_nb.tables import runs_of
-    assert {m: as_settings(RECIPES[r], k) for m, (r, k) in OURS.items()} == SETTINGS
-    assert as_settings(RECIPES['edc-code'], 4) != SETTINGS['EDC']
-    asked = {l.removeprefix('random, '): c for l, c in runs_of('t01', 'cifar10') if c.recipe.soft}
-    for r, k in OURS.values(): assert (len(asked[r].teachers) > 1) == (k > 1)
-    assert len(set(asked['gvbsm'].teachers)) == len(asked['gvbsm'].teachers)
+    from pca_nb.paper import PAPER_RECIPES, recipe_settings, SETTINGS
+    from pca_nb.tables import runs_for
+    assert {m: recipe_settings(RECIPES[r], k) for m, (r, k) in PAPER_RECIPES.items()} == SETTINGS
+    assert recipe_settings(RECIPES['edc-code'], 4) != SETTINGS['EDC']
+    asked = {l.removeprefix('random, '): c for l, c in runs_for('t01', 'cifar10') if c.recipe.soft}
+    for r, k in PAPER_RECIPES.values(): assert (len(asked[r].soft.teachers) > 1) == (k > 1)
+    assert len(set(asked['gvbsm'].soft.teachers)) == len(asked['gvbsm'].soft.teachers)
     r = RECIPES   # what the tables do not print, from the released code
-    assert {(r[k].temperature, r[k].t_squared, r[k].weight_decay, r[k].decay_all, r[k].smoothing, r[k].lr_every, r[k].augment.mix_prob, r[k].augment.mix_labels) for k, _ in OURS.values()} == {(20., False, .01, False, 0., 'epoch', 1., False)}
+    assert {(r[k].temperature, r[k].t_squared, r[k].weight_decay, r[k].decay_all, r[k].label_smoothing, r[k].lr_every, r[k].augment.mix_prob, r[k].augment.mix_labels) for k, _ in PAPER_RECIPES.values()} == {(20., False, .01, False, 0., 'epoch', 1., False)}
     assert {k: r[k].schedule for k in ('soft', 'sre2l', 'gvbsm', 'rded', 'edc', 'edc-code')} == dict(soft='cosine', sre2l='cosine', gvbsm='cosine', rded='smoothed', edc='smoothed') | {'edc-code': 'linear-half'}
     assert (r['gvbsm'].ensemble, r['edc'].ema, r['edc-code'].hard_weight) == ('norm', .99, .025)
 
@@ -242,21 +246,21 @@ def test_recipes_are_tables_1_and_17():
 def test_noise_is_normal_and_comes_from_nowhere():
     "Mean 0 and deviation 1 after normalising, save for what clipping to pixels takes; no image of the full set is in it."
     from pca_nb.augment import normalise
-    from pca_nb.methods import make_set
+    from pca_nb.runs import build_set
     cfg = run_cfg('digits', 'noise', 50)
-    s = make_set(cfg, FULL)
+    s = build_set(cfg, FULL)
     x, (mean, std) = normalise(s.images, s.stats), (torch.tensor(v) for v in s.stats)
     z = torch.randn(200_000, generator=generator(9))
     for c in range(3):
         oracle = z.clamp(-mean[c]/std[c], (1-mean[c])/std[c])
         assert abs(x[:, c].mean()-oracle.mean()) < .02 and abs(x[:, c].std()-oracle.std()) < .02
     assert (s.index == -1).all() and s.counts.tolist() == [50]*10
-    assert torch.equal(make_set(cfg, FULL).images, s.images) and not torch.equal(make_set(run_cfg('digits', 'noise', 50, 1), FULL).images, s.images)
+    assert torch.equal(build_set(cfg, FULL).images, s.images) and not torch.equal(build_set(run_cfg('digits', 'noise', 50, 1), FULL).images, s.images)
 
 
 def test_lplds_pool_by_hand():
     "Three batches a pseudo-epoch, drawn with replacement, the last replaced by the one before it; two batches that begin with the same image are told apart no more."
-    from pca_nb.store import _replayed
+    from pca_nb.label_store import _replayed
     first = [7, 4, 7, 1, 2]   # the first image of five kept batches: 0 and 2 collide
     for e in range(40):
         ids = torch.randint(5, (3,), generator=generator(3, 'pool', e)).tolist()
@@ -274,42 +278,42 @@ def test_lplds_pool_by_hand():
 def test_a_store_is_of_one_set(tmp_path):
     "Pixels, classes, normalisation and size all count, when it is opened and when it trains."
     data, r = FULL[torch.arange(43)], SoftRecipe(**SHORT)
-    path = write_labels(tmp_path/'s', data, r, Live(teacher()), device='cpu')
+    path = write_labels(tmp_path/'s', data, r, TeacherLabels(teacher()), device='cpu')
     others = [replace(data, images=255-data.images), replace(data, classes=data.classes[::-1]), replace(data, stats=((.5,)*3, (.5,)*3)), FULL[torch.arange(44)]]
     for other in others:
-        with pytest.raises(ValueError, match='labels for another set'): Stored(path, other)
-        with pytest.raises(ValueError, match='labels for another set'): weights(other, r, Stored(path, data))
+        with pytest.raises(ValueError, match='labels for another set'): StoredLabels(path, other)
+        with pytest.raises(ValueError, match='labels for another set'): weights(other, r, StoredLabels(path, data))
 
 
 def test_what_a_store_says_of_itself_is_checked(tmp_path):
     import json
     data, r = FULL[torch.arange(43)], SoftRecipe(**SHORT)
-    path = write_labels(tmp_path/'s', data, r, Live(teacher()), device='cpu')
+    path = write_labels(tmp_path/'s', data, r, TeacherLabels(teacher()), device='cpu')
     meta = json.loads((path/'meta.json').read_text())
     for change in (dict(seed=1), dict(steps=8), dict(recipe=meta['recipe'] | dict(epochs=7)), dict(check='0')):
         (path/'meta.json').write_text(json.dumps(meta | change))
-        with pytest.raises(ValueError, match='not what was written'): Stored(path, data)
+        with pytest.raises(ValueError, match='not what was written'): StoredLabels(path, data)
     (path/'meta.json').write_text('[]')
-    with pytest.raises(ValueError, match='not what was written'): Stored(path, data)
+    with pytest.raises(ValueError, match='not what was written'): StoredLabels(path, data)
 
 
 def test_logits_beyond_a_codec_are_refused(tmp_path):
-    class Loud(Live):
+    class Loud(TeacherLabels):
         def answer(self, *a): return 1e6*super().answer(*a)
     data, r = FULL[torch.arange(43)], SoftRecipe(**SHORT)
     for codec in ('fp16', 'int8', 'top5'):
-        with pytest.raises(ValueError, match='can hold'): write_labels(tmp_path/codec, data, r, Loud(teacher()), cfg=LabelCfg(codec), device='cpu')
-    write_labels(tmp_path/'fp32', data, r, Loud(teacher()), cfg=LabelCfg('fp32'), device='cpu')
+        with pytest.raises(ValueError, match='can hold'): write_labels(tmp_path/codec, data, r, Loud(teacher()), cfg=LabelStoreCfg(codec), device='cpu')
+    write_labels(tmp_path/'fp32', data, r, Loud(teacher()), cfg=LabelStoreCfg('fp32'), device='cpu')
 
 
 def test_a_flipped_bit_in_a_teacher_is_found(tmp_path):
-    from pca_nb.labels import read_teacher
+    from pca_nb.teachers import load_teacher
     path, rng, missed = teacher().save(tmp_path/'t.pt'), random.Random(4), 0
-    raw, key = path.read_bytes(), read_teacher(path).key
+    raw, key = path.read_bytes(), load_teacher(path).key
     for _ in range(25):
         bad = bytearray(raw)
         bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
         path.write_bytes(bad)
-        try: missed += read_teacher(path).key != key
+        try: missed += load_teacher(path).key != key
         except ValueError: pass
     assert not missed

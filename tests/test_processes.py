@@ -13,9 +13,10 @@ import pytest
 import torch
 
 import victim
-from pca_nb.bench import Rows, pool, run_grid
-from pca_nb.core import bounds
-from pca_nb.scores import SUMS, read_dynamics
+from pca_nb.result_store import ResultStore
+from pca_nb.grid import process_pool, run_grid
+from pca_nb.distributed import shard_bounds
+from pca_nb.scores import read_dynamics, SUMS
 
 HERE = Path(__file__).parent
 
@@ -32,26 +33,27 @@ def one_thread():
 JOB = '''
 import json, os, signal, sys, torch
 from dataclasses import replace
-from pca_nb import train as engine
-from pca_nb.augment import Augment
-from pca_nb.core import join
-from pca_nb.data import load_data
+from pca_nb import train as engine, validate
+from pca_nb.augment import AugmentCfg
+from pca_nb.distributed import init_distributed
+from pca_nb.datasets import load_data
 from pca_nb.models import make_model
-from pca_nb.scores import ScoreCfg, record
-from pca_nb.train import HARD, RECIPES, Callback, train
+from pca_nb.recipes import HARD, RECIPES
+from pca_nb.scores import ScoringCfg, record_dynamics
+from pca_nb.train import Callback, train
 torch.set_num_threads(1)
-engine.pick_dtype = lambda dev: torch.float32 # rounding alone, so that 1e-3 can be asked for
+validate.pick_dtype = lambda dev: torch.float32 # rounding alone, so that 1e-3 can be asked for
 engine.SAVE_EVERY = 0
 out, n, arch, mix, dies, epochs = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5]), int(sys.argv[6])
 full, test = load_data('digits')[torch.arange(n)], load_data('digits', 'test')
-views = Augment(crop_scale=(.5, 1.), flip=0., mix=mix, mix_labels=mix!='none')
+views = AugmentCfg(crop_scale=(.5, 1.), flip=0., mix=mix, mix_labels=mix!='none')
 class Dies(Callback):
     def after_batch(self, epoch, *_):
         if epoch==dies and join()[0]==1: os.kill(os.getpid(), signal.SIGKILL)
 net = make_model(arch, 10, 16)
 log = train(net, full, replace(HARD, optimizer='sgd', lr=.02, epochs=epochs, batch=64, eval_every=2, augment=views) # AdamW would blow up the rounding of gradients that are zero
            , 0, test, [Dies()], device='cpu', ckpt=out+'/run.pt', desc='two')
-if dies<0: record(full, ScoreCfg(arch, replace(RECIPES['ccs'], epochs=epochs, batch=65, lr=.005, augment=replace(views, mix='none', mix_labels=False)), el2n_epochs=2), out+'/scores.npz', 'cpu')
+if dies<0: record(full, ScoringCfg(arch, replace(RECIPES['ccs'], epochs=epochs, batch=65, lr=.005, augment=replace(views, mix='none', mix_labels=False)), el2n_epochs=2), out+'/scores.npz', 'cpu')
 if join()[0]==0:
     torch.save({k:v for k,v in net.state_dict().items()}, out+'/net.pt')
     open(out+'/log.json', 'w').write(log.drop(columns='per_class').to_json())
@@ -92,15 +94,15 @@ def test_every_image_is_recorded_once_an_epoch(tmp_path):
     (tmp_path/'job.py').write_text('''
 import sys, torch
 from dataclasses import replace
-from pca_nb import train as engine
-from pca_nb.augment import Augment
-from pca_nb.data import load_data
-from pca_nb.scores import ScoreCfg, record
-from pca_nb.train import RECIPES
-engine.pick_dtype = lambda dev: torch.float32
+from pca_nb import validate
+from pca_nb.augment import AugmentCfg
+from pca_nb.datasets import load_data
+from pca_nb.recipes import RECIPES
+from pca_nb.scores import ScoringCfg, record_dynamics
+validate.pick_dtype = lambda dev: torch.float32
 for epochs in (1, 3):
-    still = replace(RECIPES['ccs'], epochs=epochs, batch=50, lr=1e-30, lr_min=0., augment=Augment(crop_scale=None, flip=0.))
-    record(load_data('digits')[torch.arange(203)], ScoreCfg('convnet3', still, el2n_epochs=9), f'{sys.argv[1]}/{epochs}.npz', 'cpu')
+    still = replace(RECIPES['ccs'], epochs=epochs, batch=50, lr=1e-30, lr_min=0., augment=AugmentCfg(crop_scale=None, flip=0.))
+    record_dynamics(load_data('digits')[torch.arange(203)], ScoringCfg('convnet3', still, el2n_epochs=9), f'{sys.argv[1]}/{epochs}.npz', 'cpu')
 ''')
     r = subprocess.run([Path(sys.executable).parent/'torchrun', '--nproc-per-node', '2', '--rdzv-backend', 'c10d', '--rdzv-endpoint', 'localhost:0', tmp_path/'job.py', tmp_path],
                        capture_output=True, text=True, env=os.environ | dict(CI='1', OMP_NUM_THREADS='1'))
@@ -127,19 +129,19 @@ def test_a_dead_process_ends_the_job_and_leaves_a_checkpoint(tmp_path, tally):
 def test_shares_cover_a_batch():
     for n in range(0, 9):
         for world in range(1, 5):
-            e = bounds(n, world)
+            e = shard_bounds(n, world)
             assert e[0] == 0 and e[-1] == n and max(b-a for a, b in zip(e, e[1:]))-min(b-a for a, b in zip(e, e[1:])) <= 1
 
 
 def test_a_grid_under_torchrun_is_refused(tmp_path, monkeypatch):
-    from pca_nb import bench
-    monkeypatch.setattr(bench, 'join', lambda: (0, 2))
+    from pca_nb import grid
+    monkeypatch.setattr(grid, 'init_distributed', lambda: (0, 2))
     with pytest.raises(ValueError, match='a grid gives each run a process of its own: start it without torchrun'):
-        run_grid(victim.GRID, Rows(tmp_path/'r.jsonl'), tmp_path)
+        run_grid(victim.GRID, ResultStore(tmp_path/'r.jsonl'), tmp_path)
 
 
 # ---- grids ----
-def made(path): return {r['key']: {k: v for k, v in r.items() if k not in ('seconds', 'check')} for r in Rows(path).all()}
+def made(path): return {r['key']: {k: v for k, v in r.items() if k not in ('seconds', 'check')} for r in ResultStore(path).all()}
 
 
 @pytest.fixture(scope='module')
@@ -147,7 +149,7 @@ def alone(tmp_path_factory):
     "The grid's rows from one process with one thread."
     home = tmp_path_factory.mktemp('alone')
     torch.set_num_threads(1)
-    run_grid(victim.GRID, Rows(home/'rows.jsonl'), home, device='cpu')
+    run_grid(victim.GRID, ResultStore(home/'rows.jsonl'), home, device='cpu')
     return made(home/'rows.jsonl')
 
 
@@ -156,8 +158,8 @@ LONG = [victim.short('random', s, 60) for s in range(4)]
 
 def kill_one(pids, path):
     "SIGKILL to the first worker as soon as one row is there."
-    while not Rows(path).all(): time.sleep(.02)
-    before = {r['key']: r['seconds'] for r in Rows(path).all()}
+    while not ResultStore(path).all(): time.sleep(.02)
+    before = {r['key']: r['seconds'] for r in ResultStore(path).all()}
     os.kill(pids[0], signal.SIGKILL)
     return before
 
@@ -165,8 +167,8 @@ def kill_one(pids, path):
 def test_a_killed_worker_of_a_process_pool_loses_nothing(tmp_path, tally):
     "The grid says what happened; run again, it makes only what is missing."
     import threading
-    rows, got = Rows(tmp_path/'r.jsonl'), {}
-    with pool(2) as ex:
+    rows, got = ResultStore(tmp_path/'r.jsonl'), {}
+    with process_pool(2) as ex:
         ex.submit(os.getpid).result()
         killer = threading.Thread(target=lambda: got.update(before=kill_one(list(ex._processes), rows.path)))
         killer.start()
@@ -174,7 +176,7 @@ def test_a_killed_worker_of_a_process_pool_loses_nothing(tmp_path, tally):
             run_grid(LONG, rows, tmp_path, executor=ex, device='cpu')
         killer.join()
     kept = len(rows.all())
-    with pool(2) as ex: frame = run_grid(LONG, rows, tmp_path, executor=ex, device='cpu')
+    with process_pool(2) as ex: frame = run_grid(LONG, rows, tmp_path, executor=ex, device='cpu')
     after = {r['key']: r['seconds'] for r in rows.all()}
     again = sum(after[k] != v for k, v in got['before'].items())
     tally.count('kill -9 of a worker of a process pool', 1, int(again > 0))
@@ -187,9 +189,9 @@ def test_dask_makes_the_same_rows_and_survives_a_killed_worker(tmp_path, alone, 
     import threading
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, distributed.Client(cluster) as client:
         client.run(torch.set_num_threads, 1)
-        run_grid(victim.GRID, Rows(tmp_path/'a.jsonl'), tmp_path/'a', executor=client.get_executor(), device='cpu')
+        run_grid(victim.GRID, ResultStore(tmp_path/'a.jsonl'), tmp_path/'a', executor=client.get_executor(), device='cpu')
         assert made(tmp_path/'a.jsonl') == alone
-        pids, got, rows = [w['pid'] for w in client.run(lambda: dict(pid=os.getpid())).values()], {}, Rows(tmp_path/'b.jsonl')
+        pids, got, rows = [w['pid'] for w in client.run(lambda: dict(pid=os.getpid())).values()], {}, ResultStore(tmp_path/'b.jsonl')
         killer = threading.Thread(target=lambda: got.update(before=kill_one(pids, rows.path)))
         killer.start()
         frame = run_grid(LONG, rows, tmp_path/'b', executor=client.get_executor(), device='cpu')
@@ -207,5 +209,5 @@ def test_anything_with_submit_will_do(tmp_path, alone):
             job = Future()
             job.set_result(f(*a))
             return job
-    run_grid(victim.GRID, Rows(tmp_path/'r.jsonl'), tmp_path, executor=Slurm(), device='cpu')
+    run_grid(victim.GRID, ResultStore(tmp_path/'r.jsonl'), tmp_path, executor=Slurm(), device='cpu')
     assert made(tmp_path/'r.jsonl') == alone

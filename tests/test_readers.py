@@ -74,10 +74,10 @@ def test_mutated_files_are_read_or_named(slow, tally):
 def test_a_huge_image_in_a_folder_is_named(tmp_path):
     "From a folder, as a user meets it: the error names the file and the way out, before anything is decoded at full size."
     import pytest
-    from pca_nb.data import read_folder
-    from pca_nb.usual import photos
-    from pca_nb.data import to_folder
-    root = to_folder(photos(20, 24), tmp_path/'s')/'images'
+    from pca_nb.files import read_folder
+    from pca_nb.reference_loop import photos
+    from pca_nb.files import save_folder
+    root = save_folder(photos(20, 24), tmp_path/'s')/'images'
     chunk = lambda kind, body: struct.pack('>I', len(body))+kind+body+struct.pack('>I', zlib.crc32(kind+body))
     (root/'0'/'bomb.png').write_bytes(b'\x89PNG\r\n\x1a\n'+chunk(b'IHDR', struct.pack('>IIBBBBB', 30_000, 30_000, 8, 2, 0, 0, 0))+chunk(b'IDAT', zlib.compress(bytes(10**6)))+chunk(b'IEND', b''))
     (tmp_path/'s'/'pca_nb.json').unlink()
@@ -88,7 +88,7 @@ def test_mutated_files_of_a_folder_are_named(tmp_path):
     "The way a user meets them: sizes are guessed from headers, then everything is decoded, or only looked over."
     import numpy as np
     import pytest
-    from pca_nb.data import read_folder
+    from pca_nb.files import read_folder
     rng = np.random.default_rng(0)
     for c in 'ab':
         (tmp_path/c).mkdir()

@@ -3,11 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from pca_nb.bench import Rows
-from pca_nb.methods import BENCH, run_cfg
+from pca_nb.result_store import ResultStore
+from pca_nb.methods import BENCH
+from pca_nb.runs import run_cfg
 from pca_nb.stats import compare
-from pca_nb.core import config_key
-from pca_nb.tables import SCALES, TABLES, read_table, rows_file, runs_of
+from pca_nb.core import config_hash
+from pca_nb.tables import read_table, rows_file, runs_for, SCALES, TABLES
 
 results = Path(__file__).resolve().parents[1]/'nbs'/'results'
 STORED = sorted({rows_file(s, results).name for s in SCALES if rows_file(s, results).exists()})
@@ -15,7 +16,7 @@ STORED = sorted({rows_file(s, results).name for s in SCALES if rows_file(s, resu
 
 @pytest.mark.parametrize('name', STORED)
 def test_rows_are_whole_and_say_where_they_come_from(name):
-    rows = Rows(results/name).all()
+    rows = ResultStore(results/name).all()
     assert len(rows) == len((results/name).read_text().splitlines())
     for r in rows:
         assert {'device', 'torch', 'torchvision', 'python', 'dtype', 'pca_nb'} <= set(r) and 0 <= r['top1'] <= 100
@@ -24,15 +25,15 @@ def test_rows_are_whole_and_say_where_they_come_from(name):
 @pytest.mark.parametrize('name', STORED)
 def test_rows_belong_to_a_table(name):
     "a row that no table asks for is a left-over, or a configuration has changed under it"
-    asked = {c.key for s in SCALES for t in TABLES if rows_file(s, results).name == name for _, c in runs_of(t, s)}
-    odd = [r['key'] for r in Rows(results/name).all() if r['key'] not in asked]
+    asked = {c.key for s in SCALES for t in TABLES if rows_file(s, results).name == name for _, c in runs_for(t, s)}
+    odd = [r['key'] for r in ResultStore(results/name).all() if r['key'] not in asked]
     assert not odd, f'{len(odd)} rows of {name} belong to no table: {odd[:3]}'
 
 
 @pytest.mark.parametrize('name', STORED)
 def test_rows_are_found_by_their_configuration(name):
-    rows = Rows(results/name).all()
-    assert [config_key(r['cfg']) for r in rows] == [r['key'] for r in rows]
+    rows = ResultStore(results/name).all()
+    assert [config_hash(r['cfg']) for r in rows] == [r['key'] for r in rows]
     a = next(r for r in rows if r['seed'] == 0 and r['ipc'] == 10 and r['method'] in ('pca', 'random') and r['cfg']['recipe']['optimizer'] == 'adamw')
     assert run_cfg(a['data'], a['method'], 10, 0, size=a['cfg']['size']).key == a['key']
 
@@ -50,15 +51,15 @@ def larger_than_both_spreads(f, better, worse):
 @pytest.mark.parametrize('better, worse', [('el2n-easyB', 'random'), ('random', 'el2n-hardB'), ('pca', 'pca+none')])
 def test_cifar10_orderings(better, worse):
     "IPC 10, hard labels, ConvNet-3 of width 64, 5 seeds: an earlier stage's rows"
-    f = Rows(results/'cifar10-w64.jsonl').frame()
+    f = ResultStore(results/'cifar10-w64.jsonl').frame()
     larger_than_both_spreads(f[(f.ipc == 10) & (f['shrink'] == 'antialias')], better, worse)
 
 
 @pytest.mark.parametrize('table, scale, better, worse', [
     ('t06', 'cifar10', 'el2n-easyB', 'random'), ('t06', 'cifar10', 'random', 'el2n-hardB'), ('t06', 'cifar10', 'forgetting-inf-easyB', 'forgetting-easyB'),
-    ('t07', 'imagenette', 'pca', 'pca+none'), ('t07', 'imagenette', 'tiles', 'tiles+none'), ('t07', 'imagenette', 'pca, fit', 'pca'),
+    ('t07', 'imagenette', 'pca', 'pca+none'), ('t07', 'imagenette', 'tiles', 'tiles+none'), ('t07', 'imagenette', 'pca, lsq', 'pca'),
     ('t05', 'tiny', 'el2n-easyB', 'random'), ('t07', 'cifar10', 'pca', 'pca+none'), ('t12', 'cifar10', 'pca, no crop', 'pca'),
-    ('x01-size', 'imagenette32', 'tiles, fit', 'tiles'), ('x01-size', 'imagenette64', 'tiles, fit', 'tiles'), ('x01-size', 'imagenette128', 'tiles, fit', 'tiles'), ('x01-place', 'tiny10', 'el2n-at50', 'random')])
+    ('x01-size', 'imagenette32', 'tiles, lsq', 'tiles'), ('x01-size', 'imagenette64', 'tiles, lsq', 'tiles'), ('x01-size', 'imagenette128', 'tiles, lsq', 'tiles'), ('x01-place', 'tiny10', 'el2n-rank50', 'random')])
 def test_orderings_on_photographs(table, scale, better, worse):
     "IPC 10, hard labels, width 32, every seed with a scoring run of its own"
     larger_than_both_spreads(read_table(table, scale, results, (10,)), better, worse)
@@ -72,7 +73,7 @@ def test_the_larger_set_wants_harder_images():
 
 def test_distilled_sets_are_what_their_networks_think_they_are():
     "every optimised set of the committed rows: at least 95 % named correctly, statistics nearer than at the start; from noise, SRe2L, CDA and LPLD below a fifth"
-    made = [r for r in Rows(results/'cifar10.jsonl').all() if 'stat' in r.get('made', {})]
+    made = [r for r in ResultStore(results/'cifar10.jsonl').all() if 'stat' in r.get('made', {})]
     assert {'sre2l', 'cda', 'gvbsm', 'lpld', 'dwa', 'edc'} <= {r['method'] for r in made}
     for r in made:
         first, last = r['made']['stat']

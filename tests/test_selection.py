@@ -3,12 +3,12 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from pca_nb.combine import SHRINKS, cells, combine, deal, shrink
+from pca_nb.combine import assign_to_cells, combine, shrink, SHRINKS, split_cells
 from pca_nb.core import generator
-from pca_nb.data import ImageSet
+from pca_nb.imageset import ImageSet
 from pca_nb.pca import pca
 from pca_nb.combine import Tiling
-from pca_nb.prune import PRUNERS, ccs, take, water_fill
+from pca_nb.prune import ccs, PRUNERS, take_by_difficulty, water_fill
 
 
 def problem(seed, classes=3, n=60, ties=False):
@@ -23,7 +23,7 @@ def problem(seed, classes=3, n=60, ties=False):
 @given(st.integers(0, 10**6), st.integers(1, 12), st.booleans(), st.booleans(), st.booleans())
 def test_take_is_a_sort_in_each_class(seed, ipc, hard, balanced, ties):
     s, y, names = problem(seed, ties=ties)
-    idx = take(s, y, names, ipc, generator(seed), hard, balanced)
+    idx = take_by_difficulty(s, y, names, ipc, generator(seed), hard, balanced)
     assert len(idx) == len(idx.unique()) == ipc * 3
     groups = [(y == c).nonzero()[:, 0] for c in range(3)] if balanced else [torch.arange(len(y))]
     for k, grp in enumerate(groups):
@@ -35,7 +35,7 @@ def test_take_is_a_sort_in_each_class(seed, ipc, hard, balanced, ties):
 def test_ties_fall_by_seed_not_by_position():
     y = torch.zeros(1000, dtype=torch.int64)
     y[500:] = 1
-    means = [take(torch.zeros(1000), y, ('a', 'b'), 50, generator(s))[:50].float().mean() for s in range(20)]
+    means = [take_by_difficulty(torch.zeros(1000), y, ('a', 'b'), 50, generator(s))[:50].float().mean() for s in range(20)]
     assert abs(torch.stack(means).mean() - 249.5) < 30 and len({round(m.item()) for m in means}) > 10
 
 
@@ -66,9 +66,9 @@ def full_set(S=12, n=72, classes=2):
 def test_any_factor_and_size(f, S):
     "Cell by cell against shrinking one image alone; 5 ∤ 12 and nothing divides 17"
     full = full_set(S, n=2 * f * f)
-    out = combine(full, deal(torch.cat([(full.labels == c).nonzero()[:, 0] for c in (0, 1)]), 2, f, generator(0)))
+    out = combine(full, assign_to_cells(torch.cat([(full.labels == c).nonzero()[:, 0] for c in (0, 1)]), 2, f, generator(0)))
     assert out.images.shape == (2, 3, S, S) and out.grid == f
-    from pca_nb.augment import cell_boxes
+    from pca_nb.resize import cell_boxes
     for n in range(2):
         for k, (t, l, h, w) in enumerate(cell_boxes(torch.arange(f * f), f, (S, S)).tolist()):
             one = full.images[out.index[n, k]][None]
@@ -88,7 +88,7 @@ def test_pca_says_which_image_sits_where():
     for c in (0, 1):
         easiest = s.masked_fill(full.labels != c, torch.inf).argsort()[:8]
         assert set(small.index[small.labels == c].flatten().tolist()) == set(easiest.tolist())
-    assert torch.equal(cells(small).labels, full.labels[cells(small).index[:, 0]])
+    assert torch.equal(split_cells(small).labels, full.labels[split_cells(small).index[:, 0]])
 
 
 def test_every_pruner_is_a_function_of_the_seed():

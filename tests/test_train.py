@@ -4,14 +4,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pca_nb.augment import Augment
+from pca_nb.augment import AugmentCfg
 from pca_nb.core import generator
-from pca_nb.data import ImageSet, OnDemand, batches, encode_set
+from pca_nb.imageset import ImageSet
+from pca_nb.decode import LazyImages, prefetch_batches
+from pca_nb.files import encode_images
 from pca_nb.models import make_model
-from pca_nb.scores import Recorder, ScoreCfg, record
-from pca_nb.train import HARD, RECIPES, SCHEDULES, Recipe, scaled, train
+from pca_nb.scores import record_dynamics, Recorder, ScoringCfg
+from pca_nb.recipes import HARD, Recipe, RECIPES, scale_recipe, SCHEDULES
+from pca_nb.train import train
 
-AUG = Augment(mix='cutmix', mix_labels=True, mix_per='image')
+AUG = AugmentCfg(mix='cutmix', mix_labels=True, mix_per='image')
 
 
 def toy(n=50, S=16, classes=5):
@@ -22,7 +25,7 @@ def toy(n=50, S=16, classes=5):
 def weights(recipe, data, ckpt=None, stops=(None,), callbacks=lambda: ()):
     for stop in stops:
         net, cbs = make_model('convnet2-w32', 5, 16), callbacks()
-        log = train(net, data, recipe, 3, data, cbs, stop=stop, device='cpu', ckpt=ckpt)
+        log = train(net, data, recipe, 3, data, cbs, stop_epoch=stop, device='cpu', ckpt=ckpt)
     return net.state_dict(), log, cbs
 
 
@@ -38,7 +41,7 @@ def test_killed_anywhere_ends_the_same(recipe, tmp_path):
 
 def test_on_demand_trains_as_resident():
     data = toy()
-    lazy = replace(data, images=OnDemand(encode_set(data), 16))
+    lazy = replace(data, images=LazyImages(encode_images(data), 16))
     recipe = replace(HARD, epochs=3, batch=16)
     a, b = weights(recipe, data)[0], weights(recipe, lazy)[0]
     assert all(torch.equal(a[k], b[k]) for k in a)
@@ -47,8 +50,8 @@ def test_on_demand_trains_as_resident():
 def test_batches_cover_the_order_once():
     data = toy()
     order = torch.randperm(50, generator=generator(1))
-    for images in (data.images, OnDemand(encode_set(data), 16)):
-        got = list(batches(images, order.split(16)))
+    for images in (data.images, LazyImages(encode_images(data), 16)):
+        got = list(prefetch_batches(images, order.split(16)))
         assert torch.equal(torch.cat([i for i, _ in got]), order)
         assert torch.equal(torch.cat([x for _, x in got]), data.images[order])
 
@@ -77,14 +80,14 @@ def test_recording_changes_nothing():
 
 
 def test_el2n_of_ten_epochs_is_that_of_the_long_run():
-    cfg = ScoreCfg('convnet2-w32', replace(RECIPES['ccs'], epochs=14, batch=16, lr=.01), el2n_epochs=5)
+    cfg = ScoringCfg('convnet2-w32', replace(RECIPES['ccs'], epochs=14, batch=16, lr=.01), el2n_epochs=5)
     data = replace(toy(), classes=tuple('abcde'))
-    assert torch.equal(record(data, cfg, device='cpu').sums['el2n'], record(data, replace(cfg, stop=5), device='cpu').sums['el2n'])
+    assert torch.equal(record_dynamics(data, cfg, device='cpu').sums['el2n'], record_dynamics(data, replace(cfg, stop_epoch=5), device='cpu').sums['el2n'])
 
 
 def test_scaled_never_does_less_than_the_papers_smallest_cell():
     for n in (10, 37, 100, 1000, 5000, 10**4, 10**6):
-        r = scaled(HARD, n)
+        r = scale_recipe(HARD, n)
         steps = -(-n // r.batch)
         assert r.batch <= 128 and r.epochs * steps >= 2400 and (steps >= 8 or r.batch <= 16) and r.lr == HARD.lr
 
@@ -99,7 +102,7 @@ def test_recipes_are_the_papers():
     "Table 1 (CDA's column) and the released evaluator's configs, constant by constant"
     h, s = RECIPES['hard'], RECIPES['sgd']
     assert (h.epochs, h.batch, h.optimizer, h.lr, h.weight_decay, h.decay_all, h.schedule, h.lr_every) == (300, 128, 'adamw', 1e-3, .01, False, 'cosine', 'epoch')
-    assert (h.augment.crop_scale, h.augment.flip, h.augment.mix, h.smoothing, h.eval_every) == ((.08, 1.), .5, 'none', 0., 50)
+    assert (h.augment.crop_scale, h.augment.flip, h.augment.mix, h.label_smoothing, h.eval_every) == ((.08, 1.), .5, 'none', 0., 50)
     assert (s.optimizer, s.lr, s.momentum, s.nesterov, s.weight_decay, s.decay_all, s.batch) == ('sgd', .1, .9, False, 1e-4, True, 128)
     assert replace(RECIPES['pca'], augment=replace(RECIPES['pca'].augment, patches='none')) == h
     c = RECIPES['ccs']
@@ -107,8 +110,8 @@ def test_recipes_are_the_papers():
 
 
 def test_every_epoch_has_views_of_its_own(monkeypatch):
-    import pca_nb.train as t
-    seen, draw = [], t.draw_view
-    monkeypatch.setattr(t, 'draw_view', lambda *a: seen.append(draw(*a)) or seen[-1])
+    from pca_nb import train as engine
+    seen, draw = [], engine.draw_view
+    monkeypatch.setattr(engine, 'draw_view', lambda *a: seen.append(draw(*a)) or seen[-1])
     weights(replace(HARD, epochs=3, batch=50), toy())
     assert not any(torch.equal(a.box, b.box) for a, b in zip(seen, seen[1:])) and len(seen) == 3

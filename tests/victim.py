@@ -14,23 +14,25 @@ import torch
 
 if __name__ == '__main__': torch.set_num_threads(1)   # before anything is computed, so that children can fork
 from pca_nb import train as engine  # noqa: E402
-from pca_nb.augment import Augment  # noqa: E402
-from pca_nb.bench import Rows, run_grid
-from pca_nb.methods import run_cfg  # noqa: E402
-from pca_nb.core import atomic_write  # noqa: E402
-from pca_nb.data import load_data  # noqa: E402
+from pca_nb.augment import AugmentCfg  # noqa: E402
+from pca_nb.result_store import ResultStore
+from pca_nb.grid import run_grid
+from pca_nb.runs import run_cfg  # noqa: E402
+from pca_nb.storage import atomic_write  # noqa: E402
+from pca_nb.datasets import load_data  # noqa: E402
 from pca_nb.models import make_model  # noqa: E402
-from pca_nb.scores import ScoreCfg, record  # noqa: E402
-from pca_nb.train import HARD, RECIPES, train  # noqa: E402
+from pca_nb.scores import record_dynamics, ScoringCfg  # noqa: E402
+from pca_nb.recipes import HARD, RECIPES
+from pca_nb.train import train  # noqa: E402
 
 if __name__ == '__main__': engine.SAVE_EVERY = 0   # a checkpoint every epoch
 FULL, TEST = load_data('digits'), load_data('digits', 'test')
-VIEWS = Augment(crop_scale=(.5, 1.), flip=0.)
+VIEWS = AugmentCfg(crop_scale=(.5, 1.), flip=0.)
 
 
 def short(method, seed, epochs=12):
     c = run_cfg('digits', method, 2, seed)
-    s = c.scoring and replace(c.scoring, recipe=replace(c.scoring.recipe, epochs=3, batch=256), stop=0)
+    s = c.scoring and replace(c.scoring, recipe=replace(c.scoring.recipe, epochs=3, batch=256), stop_epoch=0)
     return replace(c, recipe=replace(c.recipe, epochs=epochs, eval_every=6), scoring=s)
 
 
@@ -38,7 +40,7 @@ GRID = [short(m, s) for m in ('random', 'pca') for s in (0, 1)]
 
 
 def scoring(home):
-    record(FULL, ScoreCfg('convnet2-w32', replace(RECIPES['ccs'], epochs=8, batch=128, lr=.02, augment=VIEWS)), home/'scores.npz', 'cpu')
+    record_dynamics(FULL, ScoringCfg('convnet2-w32', replace(RECIPES['ccs'], epochs=8, batch=128, lr=.02, augment=VIEWS)), home/'scores.npz', 'cpu')
 
 
 def training(home):
@@ -47,7 +49,7 @@ def training(home):
     atomic_write(home/'weights.pt', lambda tmp: torch.save(net.state_dict(), tmp))
 
 
-def grid(home): run_grid(GRID, Rows(home/'rows.jsonl'), home, device='cpu')
+def grid(home): run_grid(GRID, ResultStore(home/'rows.jsonl'), home, device='cpu')
 
 
 JOBS = dict(scoring=scoring, training=training, grid=grid)

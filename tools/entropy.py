@@ -1,6 +1,6 @@
 """NLL and entropy of sets under crops, for t13, t10, f03 and a1: rows in nbs/results/entropy.jsonl.
 
-entropy.py HOME jobs DATA                   one line a network: what `teach` and `measure` take
+entropy.py HOME jobs DATA                   one line a network: what `teach` and `collect_stats` take
 entropy.py HOME score DATA SEED             record a scoring run; HOME is the folder of a grid
 entropy.py HOME teach DATA NAME SEED        train a network
 entropy.py HOME measure DATA NAME SEED ROWS crops, one and two, of the subsets by every score
@@ -20,20 +20,25 @@ import numpy as np
 import torch
 
 from pca_nb.augment import normalise
-from pca_nb.bench import Rows, distilled, recorded
-from pca_nb.combine import Crops, selective_crop
-from pca_nb.core import config_key, generator, machine, pick_device, plain
-from pca_nb.data import load_data
-from pca_nb.entropy import LOWS, RATIOS, TWICE, advantage, answers, crop_changes, crop_stats, crop_twice, crossing, nats, set_entropy
-from pca_nb.labels import TeacherCfg, make_teacher
-from pca_nb.methods import make_set, protocol_of, run_cfg
+from pca_nb.result_store import ResultStore
+from pca_nb.grid import distilled, recorded
+from pca_nb.rded import CropSearchCfg, selective_crop
+from pca_nb.core import config_hash, generator, to_jsonable
+from pca_nb.machine import environment_info, pick_device
+from pca_nb.datasets import load_data
+from pca_nb.entropy import (
+    crop_changes, CROP_PAIRS, crop_stats, crop_twice, nll_and_entropy, predict_logits, set_entropy)
+from pca_nb.crop_theory import crop_advantage, MIN_AREAS, RATIOS, zero_crossing
+from pca_nb.teachers import make_teacher, TeacherCfg
+from pca_nb.protocols import protocol_for
+from pca_nb.runs import build_set, run_cfg
 from pca_nb.models import make_model
-from pca_nb.prune import first_of_each, take
-from pca_nb.scores import score
-from pca_nb.train import layout
-from pca_nb.usual import photos
+from pca_nb.prune import first_per_class, take_by_difficulty
+from pca_nb.scores import difficulty
+from pca_nb.validate import best_memory_format
+from pca_nb.reference_loop import photos
 
-RULES = dict(easy=dict(balanced=False), easyB={}, random=None, hardB=dict(hard=True), hard=dict(hard=True, balanced=False)) # -> of `take`
+RULES = dict(easy=dict(balanced=False), easyB={}, random=None, hardB=dict(hard=True), hard=dict(hard=True, balanced=False)) # -> of `take_by_difficulty`
 NETS = { # data -> name -> side, network, smallest crop of its training (None: no crop), images a class that are looked at
     'cifar10': dict(own=(32, 'convnet3-w32', .08, (10,50,500)), whole=(32, 'convnet3-w32', None, (50,)), deeper=(32, 'convnet4-w32', .08, (50,)),
                     wide=(32, 'convnet3', .08, (50,)), resnet=(32, 'resnet18', .08, (50,))),
@@ -52,22 +57,22 @@ def the_set(data, size, split='train'):
 def teacher(home, data, name, seed, device):
     "A network that learned as the scoring runs do; trained now or read back."
     size, arch, crop, _ = NETS[data][name]
-    recipe = run_cfg(data, 'sre2l', 10, seed, size=size).asked[0].recipe
+    recipe = run_cfg(data, 'sre2l', 10, seed, size=size).synthesis.teachers[0].recipe
     cfg = TeacherCfg(arch, recipe if crop else replace(recipe, augment=replace(recipe.augment, crop_scale=None)), seed, size)
-    path = Path(home)/'teachers'/f"{data}-{config_key(dict(data=data, teacher=plain(cfg)))}.pt"
+    path = Path(home)/'teachers'/f"{data}-{config_hash(dict(data=data, teacher=to_jsonable(cfg)))}.pt"
     return make_teacher(the_set(data, size), cfg, the_set(data, size, 'test'), path, device)
 
 
 def scores_of(home, data, seed, net, full, device):
     "Difficulty by the scores of the field, and by the network that is asked (its −log p)."
     d = recorded(run_cfg(data, 'el2n-easyB', 10, seed), home, device=device)
-    return dict(el2n=score(d, 'el2n'), aum=score(d, 'aum'), own=nats(answers(full, net, 1024), full.labels)[0].float())
+    return dict(el2n=difficulty(d, 'el2n'), aum=difficulty(d, 'aum'), own=nll_and_entropy(predict_logits(full, net, 1024), full.labels)[0].float())
 
 
 def subset(full, scores, name, ipc, seed):
     "(n,) positions of a subset, sorted."
     if name == 'random': return torch.randperm(len(full), generator=generator(seed, 'entropy', 'random'))[:ipc*full.n_classes].sort().values
-    return take(scores, full.labels, full.classes, ipc, generator(seed, 'subset'), **RULES[name]).sort().values
+    return take_by_difficulty(scores, full.labels, full.classes, ipc, generator(seed, 'subset'), **RULES[name]).sort().values
 
 
 def subsets(full, scores, ipcs, seed):
@@ -102,7 +107,7 @@ class Out:
                 if self._key(r) not in have: f.write(json.dumps(r)+'\n')
 
 
-def about(t, name, device): return dict(net=name, arch=t.arch, size=t.size, top1=t.top1, **{k: v for k, v in machine(device).items() if k in ('device', 'torch')})
+def about(t, name, device): return dict(net=name, arch=t.arch, size=t.size, top1=t.top1, **{k: v for k, v in environment_info(device).items() if k in ('device', 'torch')})
 
 
 def measure(home, data, name, seed, path, device):
@@ -117,23 +122,23 @@ def measure(home, data, name, seed, path, device):
     test = the_set(data, size, 'test')
     unseen = test[torch.randperm(len(test), generator=generator(seed, 'entropy', 'unseen'))[:500].sort().values]
     out = Out(path, data=data, seed=seed, views=crop, **about(t, name, device))
-    z = answers(inside, t.net)
-    for low in LOWS:
+    z = predict_logits(inside, t.net)
+    for low in MIN_AREAS:
         if out.has(what='crops', score='', subset='unseen', ipc=50, low=low): continue
         c, o = crop_stats(inside, t.net, (low, 1), n, seed=seed), crop_stats(unseen, t.net, (low, 1), n, seed=seed)
         rows = []
         for (s, k, ipc), idx in parts.items():
             at = torch.searchsorted(pool, idx)
             rows.append(dict(what='crops', score=s, subset=k, ipc=ipc, low=low, right=100*(z[at].argmax(1) == inside.labels[at]).float().mean().item(), **c[at].row()))
-        rows.append(dict(what='crops', score='', subset='unseen', ipc=50, low=low, right=100*(answers(unseen, t.net).argmax(1) == unseen.labels).float().mean().item(), **o.row()))
+        rows.append(dict(what='crops', score='', subset='unseen', ipc=50, low=low, right=100*(predict_logits(unseen, t.net).argmax(1) == unseen.labels).float().mean().item(), **o.row()))
         out.add(rows)
-    for low in LOWS if name == 'own' else ():
+    for low in MIN_AREAS if name == 'own' else ():
         if out.has(what='twice', score='', subset='unseen', ipc=50, low=low, look='placed'): continue
         for where, images in (('train', full[el2n]), ('test', unseen)):
             c, rows = crop_twice(images, t.net, (low, 1), n_twice, seed=seed), []
             mine = {('', 'unseen', 50): torch.arange(500)} if where == 'test' else {(s, k, i): torch.searchsorted(el2n, v) for (s, k, i), v in parts.items() if s in ('el2n', 'any') and i == 50}
             for (s, k, ipc), at in mine.items():
-                for look in TWICE: rows.append(dict(what='twice', score=s, subset=k, ipc=ipc, low=low, look=look, **c[look][at].row(), **paired(c, look, at)))
+                for look in CROP_PAIRS: rows.append(dict(what='twice', score=s, subset=k, ipc=ipc, low=low, look=look, **c[look][at].row(), **paired(c, look, at)))
             out.add(rows)
 
 
@@ -152,17 +157,17 @@ def theorem(home, data, seed, path, device):
     d = recorded(run_cfg(data, 'el2n-easyB', 10, seed), home, device=device)
     out = Out(path, data=data, seed=seed, **about(t, 'own', device))
     for name in ('easyB',) if few else ('easyB', 'random', 'hardB'):
-        D = full[subset(full, score(d, 'el2n'), name, 40, seed)]
+        D = full[subset(full, difficulty(d, 'el2n'), name, 40, seed)]
         for chosen in ('nll', 'entropy') if few else ('nll', 'entropy', 'first'):
-            crops = Crops(5, chosen) if chosen != 'first' else Crops(1)
+            crops = CropSearchCfg(5, chosen) if chosen != 'first' else CropSearchCfg(1)
             better = selective_crop(D, t.net, crops, generator(seed, 'entropy', 'crops'))
-            scale = protocol_of(data, size).views.crop_scale
+            scale = protocol_for(data, size).augment.crop_scale
             for judge, j in judges.items():
                 if out.has(what='theorem', subset=name, chosen=chosen, judge=judge): continue
-                gap = advantage(D, better, j.net, RATIOS, n, seed)
+                gap = crop_advantage(D, better, j.net, RATIOS, n, seed)
                 views = crop_stats(better, j.net, scale, n, seed=seed).after-crop_stats(D, j.net, scale, n, seed=seed).after
                 se = lambda v: (v.std(-1)/v.shape[-1]**.5).tolist()
-                both = {m: dict(gap=gap[:, k].mean(1).tolist(), se=se(gap[:, k]), views=views[k].mean().item(), views_se=se(views)[k], **crossing(RATIOS, gap[:, k])) for k, m in enumerate(('nll', 'entropy'))}
+                both = {m: dict(gap=gap[:, k].mean(1).tolist(), se=se(gap[:, k]), views=views[k].mean().item(), views_se=se(views)[k], **zero_crossing(RATIOS, gap[:, k])) for k, m in enumerate(('nll', 'entropy'))}
                 out.add([dict(what='theorem', subset=name, chosen=chosen, judge=judge, images=len(D), ratios=list(RATIOS), **both)])
 
 
@@ -172,10 +177,10 @@ def exists(home, data, seed, path, device):
     full, t = the_set(data, size), teacher(home, data, 'own', seed, device)
     d, out = recorded(run_cfg(data, 'el2n-easyB', 10, seed), home, device=device), Out(path, data=data, seed=seed, **about(t, 'own', device))
     for k in RULES:
-        c = crop_changes(full[subset(full, score(d, 'el2n'), k, 50, seed)], t.net.to(device), (LOWS[0], 1), n, seed=seed+100)
+        c = crop_changes(full[subset(full, difficulty(d, 'el2n'), k, 50, seed)], t.net.to(device), (MIN_AREAS[0], 1), n, seed=seed+100)
         never = (c >= 0).double().mean(1) # (2,N) share of crops that do not lower
         both = {f'{m}_{w}': v.mean().item() for m, x, lowest in zip(('nll', 'entropy'), never, c.amin(1)) for w, v in (('none', (x == 1).double()), ('none_of_5', x**5), ('best', lowest))}
-        out.add([dict(what='exists', subset=k, ipc=50, low=LOWS[0], score='el2n', crops=n, images=c.shape[2], split=((c[0] < 0) & (c[1] > 0)).double().mean().item(), fall=(c[0] < 0).double().mean().item(), **both)])
+        out.add([dict(what='exists', subset=k, ipc=50, low=MIN_AREAS[0], score='el2n', crops=n, images=c.shape[2], split=((c[0] < 0) & (c[1] > 0)).double().mean().item(), fall=(c[0] < 0).double().mean().item(), **both)])
 
 
 def clouds(home, data, seed, path, device):
@@ -185,22 +190,22 @@ def clouds(home, data, seed, path, device):
     d = recorded(run_cfg(data, 'el2n-easyB', 10, seed), home, device=device)
     out = {}
     for k in RULES:
-        idx = subset(full, score(d, 'el2n'), k, 50, seed)
+        idx = subset(full, difficulty(d, 'el2n'), k, 50, seed)
         idx = idx[torch.randperm(len(idx), generator=generator(seed, 'cloud'))[:60]]
-        out[k] = crop_changes(full[idx], t.net.to(device), (LOWS[0], 1), 8, seed=seed).float().numpy()
+        out[k] = crop_changes(full[idx], t.net.to(device), (MIN_AREAS[0], 1), 8, seed=seed).float().numpy()
     np.savez_compressed(path, **out)
 
 
 def sets(home, path, grid, pictures, device, data='cifar10'):
     "Entropy of the stored images of every run, asked of the network of its seed (which made some of them), of another seed's, and of a deeper one; beside it the student's accuracy."
     full, kept = the_set(data, NETS[data]['own'][0]), {}
-    for row in Rows(grid).all():
+    for row in ResultStore(grid).all():
         cfg = run_cfg(data, row['method'], row['ipc'], row['seed'])
         if cfg.key != row['key']: sys.exit(f"{row['method']}, seed {row['seed']}: the row was made by another configuration")
-        s = distilled(cfg, home, device=device)[0] if hasattr(cfg, 'asked') else make_set(cfg, full, recorded(cfg, home, device=device) if cfg.scoring else None)
+        s = distilled(cfg, home, device=device)[0] if cfg.synthesis else build_set(cfg, full, recorded(cfg, home, device=device) if cfg.scoring else None)
         if row['seed'] == 0:
             kept[row['method']] = blank = np.full((full.n_classes, 3, *full.size), 235, np.uint8) # light grey where a class has no image
-            at = first_of_each(torch.arange(len(s)), s.labels, 1)
+            at = first_per_class(torch.arange(len(s)), s.labels, 1)
             blank[s.labels[at]] = s.images[at]
         for judge, name, seed in (('own', 'own', row['seed']), ('seed', 'own', row['seed']+1), ('deeper', 'deeper', row['seed'])):
             t = teacher(home, data, name, seed % 3, device)
@@ -219,7 +224,7 @@ def speed(path, device, n=64):
     batch = 4096 if cuda else 256
     for arch, size in (('convnet3-w32', 32), ('convnet4-w32', 64), *([('resnet18', 32), ('resnet18', 128)] if cuda else [])):
         s, net = photos(images, size), make_model(arch, 10, size, seed=0).to(device).eval()
-        x = normalise(s.images.to(device), s.stats).to(memory_format=layout(net))
+        x = normalise(s.images.to(device), s.stats).to(memory_format=best_memory_format(net))
         wait = torch.cuda.synchronize if cuda else lambda: None
 
         @torch.no_grad()
@@ -244,7 +249,7 @@ def speed(path, device, n=64):
             mem = dict(mib_4=few/2**20, mib_64=torch.cuda.max_memory_allocated()/2**20)
         else: mem = {}
         out.append(dict(what='speed', arch=arch, size=size, images=images, crops=n, seconds=ours, bare=theirs, ratio=float(np.median([a/b for a, b in both])), million=ours/(images*n)*1e6, **mem))
-        Out(path, data='photos', net=f'{arch}@{size}', seed=0, **{k: v for k, v in machine(device).items() if k in ('device', 'torch', 'threads')}).add(out[-1:])
+        Out(path, data='photos', net=f'{arch}@{size}', seed=0, **{k: v for k, v in environment_info(device).items() if k in ('device', 'torch', 'threads')}).add(out[-1:])
 
 
 if __name__ == '__main__':

@@ -15,15 +15,19 @@ from pathlib import Path
 
 import torch
 
-from pca_nb.augment import Augment
-from pca_nb.bench import Rows, pool, run_grid
-from pca_nb.core import atomic_write, join, machine, pick_device
-from pca_nb.data import load_data
-from pca_nb.methods import run_cfg
-from pca_nb.scores import SUMS, ScoreCfg, read_dynamics, record
-from pca_nb.speed import cpu_name, our_training
-from pca_nb.train import RECIPES
-from pca_nb.usual import photos
+from pca_nb.augment import AugmentCfg
+from pca_nb.result_store import ResultStore
+from pca_nb.grid import process_pool, run_grid
+from pca_nb.storage import atomic_write
+from pca_nb.machine import environment_info, pick_device
+from pca_nb.distributed import init_distributed
+from pca_nb.datasets import load_data
+from pca_nb.runs import run_cfg
+from pca_nb.scores import read_dynamics, record_dynamics, ScoringCfg, SUMS
+from pca_nb.timing import cpu_name
+from pca_nb.speed import our_training
+from pca_nb.recipes import RECIPES
+from pca_nb.reference_loop import photos
 
 TRAINED = (('convnet2-w32', 16, 100, 4000, 200_000), ('convnet3-w32', 32, 100, 1000, 100_000),   # network, pixels, batch, images a round on a CPU and on a GPU
            ('convnet4-w32', 64, 100, 500, 50_000), ('resnet18', 224, 100, 200, 10_000))
@@ -41,14 +45,14 @@ def training(device, rounds):
 
 def grids(device, workers, rounds):
     "Runs a minute of a grid of eight on the digits, 600 steps each, by worker processes"
-    cfgs = [run_cfg('digits', 'random', 10, s, total=600) for s in range(8)]
+    cfgs = [run_cfg('digits', 'random', 10, s, min_steps=600) for s in range(8)]
     for w in workers:
         values = []
         for _ in range(rounds):
-            with tempfile.TemporaryDirectory() as d, pool(w) as ex:
+            with tempfile.TemporaryDirectory() as d, process_pool(w) as ex:
                 list(ex.map(ready, range(w)))                          # workers start before the clock does
                 t = time.perf_counter()
-                run_grid(cfgs, Rows(f'{d}/rows.jsonl'), d, executor=ex, device=str(device))
+                run_grid(cfgs, ResultStore(f'{d}/rows.jsonl'), d, executor=ex, device=str(device))
                 values.append(round(60*len(cfgs)/(time.perf_counter()-t), 2))
         yield dict(what='a grid of small runs', unit='runs/minute', workers=w, values=values)
 
@@ -63,13 +67,13 @@ def scored(out, device, threads, rounds):
     "One process of a torchrun job: record scores, and say how many images a second"
     torch.set_num_threads(threads)
     full = photos(2048, 64)
-    cfg = lambda epochs: ScoreCfg('convnet4-w32', replace(RECIPES['ccs'], epochs=epochs, batch=256, augment=Augment(crop_scale=None, flip=0.)), el2n_epochs=9)
+    cfg = lambda epochs: ScoringCfg('convnet4-w32', replace(RECIPES['ccs'], epochs=epochs, batch=256, augment=AugmentCfg(crop_scale=None, flip=0.)), el2n_epochs=9)
     values = []
     for k in range(rounds + 1):                                        # the first warms up
         t = time.perf_counter()
-        record(full, cfg(1 if k == 0 else 2), f'{out}/{k}.npz', device)
+        record_dynamics(full, cfg(1 if k == 0 else 2), f'{out}/{k}.npz', device)
         values.append(round(2*len(full)/(time.perf_counter() - t), 1))
-    if join()[0] == 0:
+    if init_distributed()[0] == 0:
         Path(f'{out}/values.json').write_text(json.dumps(values[1:]))
 
 
@@ -103,7 +107,7 @@ def main():
     if a.score:
         return scored(a.score, a.device, a.threads, a.rounds)
     dev, many = pick_device(a.device), lambda text: [int(k) for k in text.split(',') if k]
-    here = machine(dev) | dict(cpu=cpu_name(), cores=os.cpu_count())
+    here = environment_info(dev) | dict(cpu=cpu_name(), cores=os.cpu_count())
     load_data('digits')
     rows = json.loads(a.out.read_text()) if a.out.exists() else []
     for make in (() if a.no_training else (training(dev, a.rounds),)) + (grids(dev, many(a.workers), a.rounds), jobs(dev, many(a.processes), a.threads, a.rounds)):

@@ -1,0 +1,35 @@
+"""Number the library notebooks anew, without gaps, and mend the links between notebooks.
+
+renumber.py     to put a notebook between 12 and 13, call it 12a_name.ipynb and run this
+"""
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ('library', 'benchmark', 'engine', 'app')
+NUMBERED = re.compile(r'^\d+[a-z]?_(.+)\.ipynb$')
+
+
+def notebooks():
+    "Numbered notebooks in reading order."
+    return [p for f in FOLDERS for p in sorted((ROOT/'nbs'/f).glob('*.ipynb')) if NUMBERED.match(p.name)]
+
+
+def main():
+    names = {}
+    for i, p in enumerate(notebooks()):
+        names[p.name] = f'{i:02d}_{NUMBERED.match(p.name)[1]}.ipynb'
+        p.rename(p.with_name(names[p.name] + '.new'))
+    for p in (ROOT/'nbs').rglob('*.ipynb.new'):
+        p.rename(p.with_suffix(''))
+    changed = {old: new for old, new in names.items() if old != new}
+    for p in [*(ROOT/'nbs').rglob('*.ipynb'), *ROOT.glob('*.md')]:
+        text = p.read_text(encoding='utf-8')
+        new = re.sub(r'\b\d+[a-z]?_\w+\.ipynb', lambda m: names.get(m[0], m[0]), text)
+        if new != text:
+            p.write_text(new, encoding='utf-8')
+    print(f'{len(changed)} of {len(names)} notebooks have another number now')
+
+
+if __name__ == '__main__':
+    main()
