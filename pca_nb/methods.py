@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PATCH_VARIANTS', 'METHODS', 'DISTILLED', 'BENCH', 'MethodInputs', 'Method', 'make_pruned', 'make_pca',
-           'make_pca_crop', 'make_tiles', 'make_noise', 'make_rded', 'make_distilled', 'method_cfg_for', 'check_output',
-           'check_method']
+           'make_pca_crop', 'make_tiles', 'make_noise', 'make_rded', 'make_distilled', 'method_cfg_for',
+           'check_output', 'check_method']
 
 # %% ../nbs/benchmark/35_methods.ipynb #ea80f5cf
 from dataclasses import dataclass, field, replace

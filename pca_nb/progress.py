@@ -14,46 +14,60 @@ from typing import Callable, Iterable
 from tqdm.auto import tqdm
 
 # %% ../nbs/library/03_progress.ipynb #6e224137
-_eye = ContextVar('eye', default=None)
+_listener = ContextVar('listener', default=None)
 
 # %% ../nbs/library/03_progress.ipynb #fe5b1a40
 @contextmanager
 def progress_listener(
-    eye:Callable, # eye(what, done, total, row): `done` of `total` steps of `what`; `row` is a dict for an epoch of training, else `None`; raises KeyboardInterrupt to stop
+    listener:Callable, # listener(what, done, total, row), see below; raises KeyboardInterrupt to stop the work
+    bars:bool=False,   # show progress bars as well
 ):
-    "Be told of every step that `progress` counts and of every epoch, in this thread, instead of showing bars."
-    token = _eye.set(eye)
+    "Report every step that `progress` counts, and every epoch of training, to a listener in this thread."
+    token = _listener.set((listener, bars))
     try: yield
-    finally: _eye.reset(token)
+    finally: _listener.reset(token)
 
-def report_progress(what, done, total, row=None):
-    "Tell whoever is watching."
-    if (eye := _eye.get()): eye(what, done, total, row)
+def report_progress(
+    what:str,  # what is being done
+    done:int,  # steps done
+    total:int, # steps in all
+    row:dict|None=None, # the numbers of an epoch of training
+):
+    "Report a step to the listener, if there is one."
+    if _listener.get(): _listener.get()[0](what, done, total, row)
 
 # %% ../nbs/library/03_progress.ipynb #f20d0477
 class _ReportedProgress:
-    "In the place of a bar, for `progress_listener`."
-    def __init__(self, it, desc, total): self.it, self.desc, self.total, self.n = it, desc, len(it) if total is None and hasattr(it, '__len__') else total, 0
+    "A bar that reports to the listener; it is shown if the listener wants bars."
+    def __init__(self, it, desc, total, bar):
+        self.it, self.desc, self.total, self.bar, self.n = it, desc, total, bar, 0
     def __iter__(self):
-        for x in self.it:
-            yield x
-            self.update()
+        with self.bar:
+            for x in self.it:
+                yield x
+                self.update()
     def update(self, n=1):
         self.n += n
+        self.bar.update(n)
         report_progress(self.desc, self.n, self.total)
-    def set_postfix(self, *_, **__): pass
+    def set_postfix(self, *a, **kw): self.bar.set_postfix(*a, **kw)
     def __len__(self): return self.total
     def __enter__(self): return self
-    def __exit__(self, *_): pass
+    def __exit__(self, *_): self.bar.close()
 
 def progress(
     it:Iterable,   # what to go through
     desc:str='',   # words before the bar
-    total:int|None=None,
-): # the same items
-    "A progress bar that vanishes when done; silent unless a person is watching."
-    return _ReportedProgress(it, desc, total) if _eye.get() else tqdm(it, desc=desc, total=total, leave=False, disable=not _watched())
+    total:int|None=None, # its length, if it does not say
+):                 # the same items
+    "Show a progress bar that vanishes when done; silent unless a person is watching."
+    if not _listener.get(): return tqdm(it, desc=desc, total=total, leave=False, disable=not _watched())
+    if total is None and hasattr(it, '__len__'): total = len(it)
+    shown = _listener.get()[1] and _watched()
+    return _ReportedProgress(it, desc, total, tqdm(desc=desc, total=total, leave=False, disable=not shown))
 
 def _watched():
-    if os.environ.get('CI') or os.environ.get('PCA_NB_QUIET') or os.environ.get('IN_TEST') or os.environ.get('RANK','0')!='0': return False
+    "Whether a person watches this process: a terminal or a notebook, and the first of several processes."
+    quiet = [os.environ.get(k) for k in ('CI','PCA_NB_QUIET','IN_TEST')]
+    if any(quiet) or os.environ.get('RANK','0')!='0': return False
     return sys.stderr.isatty() or 'ipykernel' in sys.modules
