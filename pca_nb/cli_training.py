@@ -88,7 +88,7 @@ def say_ensemble(
 ):
     "Say it where the paper averages several teachers and this run has one."
     from pca_nb.paper import PAPER_RECIPES
-    several = any(r==recipe and k>1 for r,k in PAPER_RECIPES.values())
+    several = dict(PAPER_RECIPES.values()).get(recipe.removesuffix('-code'), 1)>1
     if several and n_teachers==1: out.print(f'{recipe}: the paper uses an ensemble of teachers, this run has one')
 
 # %% ../nbs/app/47i_cli_training.ipynb #0a530015

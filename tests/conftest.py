@@ -1,6 +1,9 @@
 import contextlib
 import json
 import os
+import signal
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -46,6 +49,24 @@ def tally(request):
 def clean_env():
     "An environment for child processes; nbdev's in-process runner leaves IN_TEST behind, which turns nbdev_export into a no-op"
     return {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'MPLBACKEND')}
+
+
+@pytest.fixture
+def shell(capsys, monkeypatch):
+    "`pca-nb` in this process, with its exit code: returns what it printed, or what it complained of if not `ok`"
+    from pca_nb import cli
+
+    def run(*words, ok=True):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, 'argv', ['pca-nb', *map(str, words)])
+        handler, usual = signal.getsignal(signal.SIGTERM), warnings.showwarning
+        with pytest.raises(SystemExit) as end: cli.main()
+        signal.signal(signal.SIGTERM, handler)
+        warnings.showwarning = usual
+        said = capsys.readouterr()
+        assert (not end.value.code) == ok, said.out + said.err
+        return said.out if ok else said.err
+    return run
 
 
 @pytest.fixture
