@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from .core import Refused
 from .resize import cell_boxes, crop_resize, draw_crops
 from .mix import apply_mix, draw_mix, MIXES, MixParams
 
@@ -24,7 +25,7 @@ def draw_cell_orders(
     device='cpu',
 ) -> Tensor:          # (n,f²) int64: cell k shows what stood in cell order[k]
     "A random arrangement of cells for every image."
-    mix = lambda k: torch.rand(n, k, generator=g, device=device).argsort(1)
+    def mix(k): return torch.rand(n, k, generator=g, device=device).argsort(1)
     if not rows_cols: return mix(f*f)
     return (mix(f)[:,:,None]*f+mix(f)[:,None]).flatten(1)
 
@@ -34,7 +35,9 @@ def shuffle_cells(
 ) -> Tensor:       # like `images`
     "Rearrange the cells of every image."
     (B,C,H,W), f = images.shape, math.isqrt(order.shape[1])
-    if H%f or W%f: raise ValueError(f"cells of unequal size cannot change places: {H}×{W} is not a multiple of {f}; use patches='extract' or another size")
+    if H%f or W%f:
+        raise Refused("cells of unequal size cannot change places",
+                      f"{H}×{W} is not a multiple of {f}; use patches='extract' or another size")
     cells = images.view(B,C,f,H//f,f,W//f).permute(0,2,4,1,3,5).reshape(B,f*f,C,H//f,W//f)
     cells = cells.gather(1, order[:,:,None,None,None].expand_as(cells))
     return cells.view(B,f,f,C,H//f,W//f).permute(0,3,1,4,2,5).reshape(B,C,H,W)
@@ -48,7 +51,8 @@ class AugmentCfg:
     crop_scale:tuple|None=(.08,1.) # area range of the random resized crop; `None` = no crop
     crop_ratio:tuple=(3/4,4/3)     # its aspect range
     flip:float=.5                  # probability of a mirror image
-    patches:str='none'             # composites: 'none' (as one image), 'extract' (PCA), 'shuffle' (all orders), 'shuffle4' (RDED's code)
+    # composites: 'none' (as one image), 'extract' (PCA), 'shuffle' (all orders), 'shuffle4' (RDED's code)
+    patches:str='none'
     mix:str='none'                 # one of `MIXES`
     mix_prob:float=1.              # that mixing happens
     mix_alpha:float=1.             # λ ~ Beta(α,α)
@@ -57,12 +61,15 @@ class AugmentCfg:
     cutout_side:float=.5           # side of the blank square, share of the height
     def __post_init__(self):
         for nm,known in (('patches',PATCH_MODES),('mix',MIXES),('mix_per',('batch','image'))):
-            if getattr(self,nm) not in known: raise ValueError(f"{nm}={getattr(self,nm)!r}: choose one of {', '.join(known)}")
+            if getattr(self,nm) not in known:
+                raise Refused(f"{nm}={getattr(self,nm)!r}", f"choose one of {', '.join(known)}")
         for nm in ('flip','mix_prob'):
-            if not 0<=getattr(self,nm)<=1: raise ValueError(f"{nm}={getattr(self,nm)}: a probability lies in 0 to 1")
+            if not 0<=getattr(self,nm)<=1: raise Refused(f"{nm}={getattr(self,nm)}", "a probability lies in 0 to 1")
         if self.crop_scale is not None and not 0<self.crop_scale[0]<=self.crop_scale[1]<=1:
-            raise ValueError(f"crop_scale={self.crop_scale}: give 0 < low <= high <= 1, or None for no crop")
-        if self.mix_alpha<=0 or not 0<self.cutout_side<=1: raise ValueError(f"mix_alpha={self.mix_alpha}, cutout_side={self.cutout_side}: both are above 0, the side at most 1")
+            raise Refused(f"crop_scale={self.crop_scale}", "give 0 < low <= high <= 1, or None for no crop")
+        if self.mix_alpha<=0 or not 0<self.cutout_side<=1:
+            raise Refused(f"mix_alpha={self.mix_alpha}, cutout_side={self.cutout_side}",
+                          "both are above 0, the side at most 1")
 
 @dataclass
 class ViewParams:
@@ -73,8 +80,9 @@ class ViewParams:
     mix:MixParams|None=None      # when mixed
     def __getitem__(self, part:slice) -> 'View':
         "The views of some images of the batch; not for mixed ones, which need their partners."
-        if self.mix is not None: raise ValueError('a mixed view has no parts: apply it to the whole batch, then cut')
-        return replace(self, box=self.box[part], flip=self.flip[part], order=None if self.order is None else self.order[part])
+        if self.mix is not None: raise Refused('a mixed view has no parts', 'apply it to the whole batch, then cut')
+        return replace(self, box=self.box[part], flip=self.flip[part], order=None if self.order is None
+                       else self.order[part])
 
 # %% ../nbs/library/14_augment.ipynb #c3491180
 def draw_view(
@@ -93,7 +101,8 @@ def draw_view(
     elif grid>1 and aug.patches!='none': order = draw_cell_orders(n, grid, aug.patches=='shuffle4', g, device)
     box = region if aug.crop_scale is None else draw_crops(region, aug.crop_scale, aug.crop_ratio, g)
     flip = torch.rand(n, generator=g, device=device)<aug.flip
-    mix = None if aug.mix=='none' else draw_mix(n, aug.mix, size, aug.mix_alpha, aug.mix_prob, aug.mix_per, aug.cutout_side, g, device)
+    mix = None if aug.mix=='none' else draw_mix(n, aug.mix, size, aug.mix_alpha, aug.mix_prob, aug.mix_per,
+                                                aug.cutout_side, g, device)
     return ViewParams(box, flip, order, mix)
 
 def normalise(

@@ -60,7 +60,7 @@ def frame_to_axis(
     (l,t,r,b), (x,y,wd,h) = frame, ax.get_position().bounds # where it was drawn: an image keeps its shape
     across, up = [(v-x)/wd for v in (l,r)], [(1-v-y)/h for v in (b,t)]
     if not all(0<=sum(v)/2<=1 for v in (across,up)): return None
-    value = lambda v,lim: lim[0]+min(max(v,0),1)*(lim[1]-lim[0])
+    def value(v,lim): return lim[0]+min(max(v,0),1)*(lim[1]-lim[0])
     bottom,top = sorted(ax.get_ylim())
     flip = ax.get_ylim()[0]>ax.get_ylim()[1] # images count rows from the top
     up = [1-v for v in reversed(up)] if flip else up
@@ -78,15 +78,26 @@ class Board(w.VBox):
         about:str='',  # what the picture shows, for who cannot see it
         instead=(),    # controls that say the same as the frame: moving one removes it
     ):
-        self.view, self.says, self.controls, self.setup, self.extra, self.fig, self.drawn, self._quiet = view, code, controls, setup, {}, None, 0, False
-        self.picture, self.words, self.code = Brush(alt=about), w.HTML(), w.Textarea(layout=dict(width='100%', height='9em'))
+        self.view = view
+        self.says = code
+        self.controls = controls
+        self.setup = setup
+        self.extra = {}
+        self.fig = None
+        self.drawn = 0
+        self._quiet = False
+        self.picture = Brush(alt=about)
+        self.words = w.HTML()
+        self.code = w.Textarea(layout=dict(width='100%', height='9em'))
         for k in instead: controls[k].observe(lambda _: self._unframed(), 'value') # before the picture is drawn
         for c in controls.values():
             if hasattr(c, 'continuous_update'): c.continuous_update = False # one message a change
             c.observe(self._changed, 'value')
         if frame: self.picture.observe(lambda _: self._framed(frame), 'frame')
-        copy = w.Accordion([self.code]); copy.set_title(0, 'copy as code')
-        super().__init__([w.HBox(list(controls.values()), layout=dict(flex_flow='row wrap')), self.picture, self.words, copy])
+        copy = w.Accordion([self.code])
+        copy.set_title(0, 'copy as code')
+        super().__init__([w.HBox(list(controls.values()), layout=dict(flex_flow='row wrap')), self.picture, self.words,
+                          copy])
         self.draw()
 
     @property
@@ -108,7 +119,9 @@ class Board(w.VBox):
         self.fig, self.picture.value = fig, fig.png()
         self.code.value = (self.setup.strip()+'\n' if self.setup else '')+self.says(**self.state)
         self._say(f'drawn in {time.perf_counter()-t:.2f} s')
-    def _say(self, text): self.drawn += 1; self.words.value = f'<span class="pca-now" data-drawn="{self.drawn}">{text}</span>'
+    def _say(self, text):
+        self.drawn += 1
+        self.words.value = f'<span class="pca-now" data-drawn="{self.drawn}">{text}</span>'
     def _changed(self, _):
         if not self._quiet: self.draw()
     def _framed(self, frame):
@@ -120,5 +133,9 @@ class Board(w.VBox):
         self.extra.clear()
 
 # %% ../nbs/app/50_board.ipynb #3d469cf5
-def _slider(text, lo, hi, at, step=1, wide='300px', cls=w.IntSlider): return cls(min=lo, max=hi, value=at, step=step, description=text, style=dict(description_width='initial'), layout=dict(width=wide))
-def _choice(text, options, at): return w.Dropdown(options=list(options), value=at, description=text, style=dict(description_width='initial'), layout=dict(width='220px'))
+def _slider(text, lo, hi, at, step=1, wide='300px', cls=w.IntSlider):
+    return cls(min=lo, max=hi, value=at, step=step, description=text, style=dict(description_width='initial'),
+               layout=dict(width=wide))
+def _choice(text, options, at):
+    return w.Dropdown(options=list(options), value=at, description=text, style=dict(description_width='initial'),
+                      layout=dict(width='220px'))

@@ -28,9 +28,12 @@ def score_board(
 ) -> Board:
     "Explore scores: histogram, plane, images from easy to hard, classes without balance."
     names = list(dynamics if isinstance(dynamics, dict) else SCORES)
-    controls = dict(x=_choice('score', names, names[0]), y=_choice('against', names, 'aum' if 'aum' in names else names[-1]),
-                    ranks=_slider('easiest to hardest, %', 0, 100, (0,100), cls=w.IntRangeSlider), ipc=_slider('images a class (bars)', 1, max(2, int(full.counts.min())), min(10, int(full.counts.min()))))
-    flat = lambda ranks, box=None, **kw: kw|dict(low=ranks[0], high=ranks[1], box=box)
+    controls = dict(x=_choice('score', names, names[0]), y=_choice('against', names, 'aum' if 'aum' in names
+                                                                   else names[-1]),
+                    ranks=_slider('easiest to hardest, %', 0, 100, (0,100), cls=w.IntRangeSlider),
+                    ipc=_slider('images a class (bars)', 1, max(2, int(full.counts.min())),
+                                min(10, int(full.counts.min()))))
+    def flat(ranks, box=None, **kw): return kw|dict(low=ranks[0], high=ranks[1], box=box)
     def frame(board):
         if not board.picture.frame: return dict(box=None, ranks=(0,100))
         a = difficulty(dynamics, board.state['x'])
@@ -38,7 +41,8 @@ def score_board(
             ranks = [100*(clip_infinite(a)<x).float().mean().item() for x in v[:2]]
             return dict(ranks=(round(ranks[0]), max(round(ranks[1]), round(ranks[0])+1)), box=None)
         return (v := frame_to_axis(board.picture.frame, board.fig.axes[1])) and dict(box=v)
-    return Board(lambda **s: score_panel(full, dynamics, **flat(**s)), lambda **s: score_code(**flat(**s)), controls, setup, frame, 'histogram of a score, two scores, images from easiest to hardest', ('ranks',))
+    return Board(lambda **s: score_panel(full, dynamics, **flat(**s)), lambda **s: score_code(**flat(**s)), controls,
+                 setup, frame, 'histogram of a score, two scores, images from easiest to hardest', ('ranks',))
 
 # %% ../nbs/app/51_boards.ipynb #e726000f
 def pca_board(
@@ -49,10 +53,13 @@ def pca_board(
 ) -> Board:
     "Choose, combine, and see what a network sees."
     names = list(dynamics if isinstance(dynamics, dict) else SCORES)
-    controls = dict(x=_choice('score', names, names[0]), rule=_choice('rule', BALANCED, 'easyB'), ipc=_slider('stored images a class', 1, 12, 2), factor=_slider('factor', 1, 4, 2, wide='220px'),
-                    cls=_slider('class', 0, full.n_classes-1, 0, wide='220px'), epoch=_slider('epoch', 0, 288, 0, 12), shrink=_choice('shrink', ('lsq','antialias'), shrink),
+    controls = dict(x=_choice('score', names, names[0]), rule=_choice('rule', BALANCED, 'easyB'),
+                    ipc=_slider('stored images a class', 1, 12, 2), factor=_slider('factor', 1, 4, 2, wide='220px'),
+                    cls=_slider('class', 0, full.n_classes-1, 0, wide='220px'), epoch=_slider('epoch', 0, 288, 0, 12),
+                    shrink=_choice('shrink', ('lsq','antialias'), shrink),
                     crop=_slider('least share of a crop', .08, 1., .08, .04, cls=w.FloatSlider))
-    return Board(lambda **s: pca_panel(full, dynamics, **s), lambda **s: pca_code(**s), controls, setup, about='chosen images, composites, and what a network sees of one')
+    return Board(lambda **s: pca_panel(full, dynamics, **s), lambda **s: pca_code(**s), controls, setup,
+                 about='chosen images, composites, and what a network sees of one')
 
 # %% ../nbs/app/51_boards.ipynb #e7260012
 def crop_board(
@@ -63,16 +70,22 @@ def crop_board(
 ) -> Board:
     "One image, its crops, what a network makes of them, and the cloud of a subset."
     pools, clouds = subsets or {'these images':s}, {}
-    cloud_of = lambda name: clouds.setdefault(name, crop_changes(pools[name], net, (.08,1.), 8)) # once a subset
-    controls = dict(i=_slider('image', 0, len(s)-1, 0), ratio=_slider('share of the area', .08, 1., .5, .02, cls=w.FloatSlider), k=_slider('sampled crop', 0, 63, 0), subset=_choice('cloud', pools, next(iter(pools))))
+    def cloud_of(name): return clouds.setdefault(name, crop_changes(pools[name], net, (.08,1.), 8)) # once a subset
+    controls = dict(i=_slider('image', 0, len(s)-1, 0), ratio=_slider('share of the area', .08, 1., .5, .02,
+                                                                      cls=w.FloatSlider),
+                    k=_slider('sampled crop', 0, 63, 0), subset=_choice('cloud', pools, next(iter(pools))))
     def frame(board):
         if not board.picture.frame: return dict(box=None)
         if not (v := frame_to_axis(board.picture.frame, board.fig.axes[0])): return None
-        left,right,top,bottom = (int(min(max(round(q+.5), 0), n)) for q,n in zip(v, (s.size[1],)*2+(s.size[0],)*2)) # pixel i spans i-½ to i+½
+        # pixel i spans i-½ to i+½
+        left,right,top,bottom = (int(min(max(round(q+.5), 0), n)) for q,n in zip(v, (s.size[1],)*2+(s.size[0],)*2))
         return dict(box=(min(top, s.size[0]-1), min(left, s.size[1]-1), max(bottom-top, 1), max(right-left, 1)))
-    view = lambda subset, box=None, **st: crop_panel(s, net, **st, box=box, cloud=cloud_of(subset))
-    code = lambda subset, box=None, **st: f"from pca_nb.entropy import crop_changes\ncloud = crop_changes(subsets[{subset!r}], net, (.08, 1.), 8)\n"+crop_code(**st, box=box)
-    return Board(view, code, controls, setup, frame, 'an image, a crop of it, probabilities of both, changes of a subset', ('ratio','k'))
+    def view(subset, box=None, **st): return crop_panel(s, net, **st, box=box, cloud=cloud_of(subset))
+    def code(subset, box=None, **st):
+        return (f"from pca_nb.entropy import crop_changes\ncloud = crop_changes(subsets[{subset!r}], net, (.08, 1.), "
+                f"8)\n"+crop_code(**st, box=box))
+    return Board(view, code, controls, setup, frame,
+                 'an image, a crop of it, probabilities of both, changes of a subset', ('ratio','k'))
 
 # %% ../nbs/app/51_boards.ipynb #e7260015
 def label_board(
@@ -81,9 +94,12 @@ def label_board(
     setup:str='', # the lines that made them
 ) -> Board:
     "What a teacher says of a view, and what storing it costs and loses."
-    controls = dict(i=_slider('image', 0, len(s)-1, 0), k=_slider('view', 0, 99, 0), temperature=_slider('temperature', 1., 20., 1., .5, cls=w.FloatSlider), codec=_choice('stored as', CODECS, 'int4'),
+    controls = dict(i=_slider('image', 0, len(s)-1, 0), k=_slider('view', 0, 99, 0),
+                    temperature=_slider('temperature', 1., 20., 1., .5, cls=w.FloatSlider),
+                    codec=_choice('stored as', CODECS, 'int4'),
                     crop=_slider('least share of a crop', .08, 1., .08, .04, cls=w.FloatSlider))
-    return Board(lambda **st: label_panel(s, net, **st), lambda **st: label_code(**st), controls, setup, about='a view, its probabilities live and stored, bytes against loss')
+    return Board(lambda **st: label_panel(s, net, **st), lambda **st: label_code(**st), controls, setup,
+                 about='a view, its probabilities live and stored, bytes against loss')
 
 # %% ../nbs/app/51_boards.ipynb #e7260018
 class BackgroundJob:
@@ -93,16 +109,28 @@ class BackgroundJob:
         seen,        # seen(job): called at most every `every` seconds, and at the end
         every=.5,    # seconds
     ):
-        self.work, self.seen, self.every, self.stop, self.last, self.curves, self.doing, self.result, self.error = work, seen, every, False, 0., {}, ('', 0, 1), None, None
+        self.work = work
+        self.seen = seen
+        self.every = every
+        self.stop = False
+        self.last = 0.
+        self.curves = {}
+        self.doing = ('', 0, 1)
+        self.result = None
+        self.error = None
         self.thread = threading.Thread(target=self._run, daemon=True)
-    def start(self): self.thread.start(); return self
+    def start(self):
+        self.thread.start()
+        return self
     @property
     def running(self): return self.thread.is_alive()
     def _eye(self, what, done, total, row):
         if row and 'top1' in row: self.curves.setdefault(what, []).append((row['epoch'], float(row['top1'])))
         self.doing = what, done, total or 1
         if self.stop: raise KeyboardInterrupt
-        if time.monotonic()-self.last>self.every: self.last = time.monotonic(); self.seen(self)
+        if time.monotonic()-self.last>self.every:
+            self.last = time.monotonic()
+            self.seen(self)
     def _run(self):
         try:
             with progress_listener(self._eye): self.result = self.work()
@@ -122,15 +150,33 @@ class RunBoard(w.VBox):
         device=None,              # `None`: `pick_device`
         **scale,                  # `total` steps and others of `run_cfg`: shorter runs than the protocol's
     ):
-        self.scale, self.store, self.data, self.device, self.job, self.drawn = scale, ResultStore(path), data, device, None, 0
-        pick = lambda text, options, value: w.SelectMultiple(options=list(options), value=list(value), description=text, rows=min(6, len(options)), style=dict(description_width='initial'), layout=dict(width='210px'))
-        self.controls = dict(methods=pick('methods', methods, methods[:1]), ipcs=pick('IPC', ipcs, ipcs[:1]), labels=pick('labels', ('hard','soft'), ('hard',)), seeds=_slider('seeds', 1, 5, 1, wide='220px'))
+        self.scale = scale
+        self.store = ResultStore(path)
+        self.data = data
+        self.device = device
+        self.job = None
+        self.drawn = 0
+        def pick(text, options, value):
+            return w.SelectMultiple(options=list(options), value=list(value), description=text,
+                                    rows=min(6, len(options)), style=dict(description_width='initial'),
+                                    layout=dict(width='210px'))
+        self.controls = dict(methods=pick('methods', methods, methods[:1]), ipcs=pick('IPC', ipcs, ipcs[:1]),
+                             labels=pick('labels', ('hard','soft'), ('hard',)),
+                             seeds=_slider('seeds', 1, 5, 1, wide='220px'))
         for c in self.controls.values(): c.observe(lambda _: self.draw(), 'value')
-        self.go, self.halt, self.bar = w.Button(description='start', icon='play'), w.Button(description='stop', icon='stop', disabled=True), w.FloatProgress(max=1., layout=dict(width='240px'))
-        self.picture, self.words, self.table, self.code = Brush(alt='learning curves, and the accuracy of finished runs'), w.HTML(), w.HTML(), w.Textarea(layout=dict(width='100%', height='9em'))
-        self.go.on_click(lambda _: self.start()); self.halt.on_click(lambda _: self.stop())
-        copy = w.Accordion([self.code]); copy.set_title(0, 'copy as code')
-        super().__init__([w.HBox(list(self.controls.values()), layout=dict(flex_flow='row wrap')), w.HBox([self.go, self.halt, self.bar]), self.words, self.picture, self.table, copy])
+        self.go = w.Button(description='start', icon='play')
+        self.halt = w.Button(description='stop', icon='stop', disabled=True)
+        self.bar = w.FloatProgress(max=1., layout=dict(width='240px'))
+        self.picture = Brush(alt='learning curves, and the accuracy of finished runs')
+        self.words = w.HTML()
+        self.table = w.HTML()
+        self.code = w.Textarea(layout=dict(width='100%', height='9em'))
+        self.go.on_click(lambda _: self.start())
+        self.halt.on_click(lambda _: self.stop())
+        copy = w.Accordion([self.code])
+        copy.set_title(0, 'copy as code')
+        super().__init__([w.HBox(list(self.controls.values()), layout=dict(flex_flow='row wrap')),
+                          w.HBox([self.go, self.halt, self.bar]), self.words, self.picture, self.table, copy])
         self.draw()
 
     @property
@@ -142,7 +188,8 @@ class RunBoard(w.VBox):
         if self.job and self.job.running: return
         cfgs = self.cfgs
         self.go.disabled, self.halt.disabled = True, False
-        self.job = BackgroundJob(lambda: run_grid(cfgs, self.store, self.store.path.parent, device=self.device), self.draw).start()
+        self.job = BackgroundJob(lambda: run_grid(cfgs, self.store, self.store.path.parent, device=self.device),
+                                 self.draw).start()
     def stop(self):
         "Stop at the next step; nothing that was finished is lost."
         if self.job: self.job.stop = True
@@ -154,7 +201,15 @@ class RunBoard(w.VBox):
         self.picture.value = run_panel(rows, dict(job.curves) if job else {}).png()
         self.table.value = format_table(summary(mark_soft_rows(rows))).to_html() if have else ''
         self.code.value = run_code(**self.state, data=self.data, path=self.store.path, **self.scale)
-        if job and job.doing: self._say(f'{len(have)} of {len(cfgs)} rows; {html.escape(job.doing[0])} {job.doing[1]}/{job.doing[2]}', job.doing[1]/job.doing[2])
-        else: self._done(f'{len(have)} of {len(cfgs)} rows'+(f'; <b>{html.escape(job.error)}</b>' if job and job.error else ''))
-    def _say(self, text, share=0.): self.drawn += 1; self.bar.value, self.words.value = share, f'<span class="pca-now" data-drawn="{self.drawn}">{text}</span>'
-    def _done(self, text): self.go.disabled, self.halt.disabled = False, True; self._say(text)
+        if job and job.doing:
+            self._say(f'{len(have)} of {len(cfgs)} rows; {html.escape(job.doing[0])} {job.doing[1]}/{job.doing[2]}',
+                      job.doing[1]/job.doing[2])
+        else:
+            self._done(f'{len(have)} of {len(cfgs)} rows'+(f'; <b>{html.escape(job.error)}</b>' if job and job.error
+                                                           else ''))
+    def _say(self, text, share=0.):
+        self.drawn += 1
+        self.bar.value, self.words.value = share, f'<span class="pca-now" data-drawn="{self.drawn}">{text}</span>'
+    def _done(self, text):
+        self.go.disabled, self.halt.disabled = False, True
+        self._say(text)

@@ -10,6 +10,7 @@ import io
 from pathlib import Path
 
 import torch
+from .core import Refused
 from .storage import atomic_write, quarantine
 
 # %% ../nbs/library/18_checkpoints.ipynb #a7055fb6
@@ -17,7 +18,8 @@ def out_of_memory(
     e:Exception, # whatever torch or Python raised
 ) -> bool:
     "Whether an error means that memory ran out: torch has several ways to say so."
-    return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(e) or 'out of memory' in str(e)
+    return (isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(e)
+            or 'out of memory' in str(e))
 
 # %% ../nbs/library/18_checkpoints.ipynb #c80698f9
 def save_checkpoint(
@@ -41,6 +43,9 @@ def load_checkpoint(
     except Exception as e: # whatever torch says of noise
         quarantine(path, f'no checkpoint can be read from it: {type(e).__name__}')
         return None
-    if not isinstance(s, dict) or 'name' not in s: raise ValueError(f"{path} is no checkpoint of a run: remove it or choose another file")
-    if s['name']!=name: raise ValueError(f"{path} belongs to another run ({s['name']}, this is {name}): remove it or choose another file")
+    if not isinstance(s, dict) or 'name' not in s:
+        raise Refused(f"{path} is no checkpoint of a run", "remove it or choose another file")
+    if s['name']!=name:
+        raise Refused(f"{path} belongs to another run ({s['name']}, this is {name})",
+                      "remove it or choose another file")
     return s

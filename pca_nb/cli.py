@@ -101,9 +101,11 @@ def benchmark_command(
     from pca_nb.storage import check_writable
     from pca_nb.tables import label_rows
     if data and data_ and data!=data_: raise Refused(f'DATA is {data} and --data is {data_}', 'name one')
-    shrink, recipes = current_name(shrink), tuple(comma_list(recipe))
+    shrink = current_name(shrink)
+    recipes = tuple(comma_list(recipe))
     check_names(arch, device, shrink, recipes)
-    names, budgets = method_list(methods), ipc_list(ipc)
+    names = method_list(methods)
+    budgets = ipc_list(ipc)
     if not (names and budgets and recipes):
         raise Refused('--methods, --ipc and --recipe need at least one entry each', 'separate them by commas')
     for path in (rows or home/'benchmark.jsonl', home/'scores'/'x'): check_writable(path)

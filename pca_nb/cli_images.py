@@ -148,7 +148,9 @@ def compress(
     from pca_nb.distributed import init_distributed
     from pca_nb.files import ENCODERS, check_empty_folder, class_folder_names
     from pca_nb.methods import METHODS
-    method, shrink, teachers = current_name(method), current_name(shrink), file_list(teacher)
+    method = current_name(method)
+    shrink = current_name(shrink)
+    teachers = file_list(teacher)
     lookup(ENCODERS, format, 'image format')
     check_names(arch, device, shrink)
     check_request(method, teachers, steps, data)
@@ -192,7 +194,9 @@ def say_compressed(small, job, folder, format):
     "Say what was written, what it weighs, and what to do with it."
     from pca_nb.parquet import bytes_on_disk
     show(bytes_on_disk(small), 'bytes, measured by writing the set in each format')
-    kept, n, notes = len(small.index[small.index>=0].unique()), len(job.full), job.inputs.notes
+    kept = len(small.index[small.index>=0].unique())
+    n = len(job.full)
+    notes = job.inputs.notes
     out.print(f'stored: {small!r} in {folder.resolve()} as {format}')
     where = f"listed by class, cell and score in {folder/'chosen.csv'}"
     if kept: out.print(f'chosen: {kept} of {n} images ({100*kept/n:.1f} %), {where}')

@@ -20,7 +20,9 @@ class Codec:
     encode:Callable # (n,C) float32 -> {name: array}
     decode:Callable # ({name: array}, C) -> (n,C) float32
 
-def _cast(dtype): return Codec(lambda C: dict(logits=(dtype, (C,))), lambda z: dict(logits=z.numpy().astype(dtype)), lambda a,C: torch.from_numpy(a['logits'].astype('f4')))
+def _cast(dtype):
+    return Codec(lambda C: dict(logits=(dtype, (C,))), lambda z: dict(logits=z.numpy().astype(dtype)),
+                 lambda a,C: torch.from_numpy(a['logits'].astype('f4')))
 
 def _pack4(q): # two to a byte
     q = np.pad(q, ((0,0),(0,q.shape[1]%2)))
@@ -33,20 +35,26 @@ def _steps(bits):
     def encode(z):
         lo = z.amin(1).numpy().astype('f2')
         step = ((z.amax(1).numpy()-lo.astype('f4'))/top).astype('f2')
-        q = np.clip(((z.numpy()-lo.astype('f4')[:,None])/np.maximum(step.astype('f4'), 1e-8)[:,None]).round(), 0, top).astype('u1')
+        q = np.clip(((z.numpy()-lo.astype('f4')[:,None])/np.maximum(step.astype('f4'), 1e-8)[:,None]).round(), 0,
+                    top).astype('u1')
         return dict(lo=lo, step=step, levels=q if bits==8 else _pack4(q))
-    def decode(a, C): return torch.from_numpy(a['lo'].astype('f4')[:,None]+a['step'].astype('f4')[:,None]*(a['levels'] if bits==8 else _unpack4(a['levels'], C)))
+    def decode(a, C):
+        return torch.from_numpy(a['lo'].astype('f4')[:,None]+a['step'].astype('f4')[:,None]*(a['levels'] if bits==8
+                                                                                             else _unpack4(a['levels'],
+                                                                                                           C)))
     return Codec(lambda C: dict(lo=('<f2',()), step=('<f2',()), levels=('u1',(width(C),))), encode, decode)
 
 def _top(k):
     def encode(z):
         v,i = z.topk(min(k, z.shape[1]), 1)
         rest = (z.sum(1)-v.sum(1))/max(1, z.shape[1]-v.shape[1])
-        return dict(values=v.numpy().astype('<f2'), which=i.numpy().astype(smallest_uint(z.shape[1]-1)), rest=rest.numpy().astype('<f2'))
+        return dict(values=v.numpy().astype('<f2'), which=i.numpy().astype(smallest_uint(z.shape[1]-1)),
+                    rest=rest.numpy().astype('<f2'))
     def decode(a, C):
         z = torch.from_numpy(a['rest'].astype('f4'))[:,None].repeat(1, C)
         return z.scatter_(1, torch.from_numpy(a['which'].astype('i8')), torch.from_numpy(a['values'].astype('f4')))
-    return Codec(lambda C: dict(values=('<f2',(min(k,C),)), which=(smallest_uint(C-1),(min(k,C),)), rest=('<f2',())), encode, decode)
+    return Codec(lambda C: dict(values=('<f2',(min(k,C),)), which=(smallest_uint(C-1),(min(k,C),)), rest=('<f2',())),
+                 encode, decode)
 
 def smallest_uint(
     n:int, # largest value
@@ -54,7 +62,8 @@ def smallest_uint(
     "The smallest unsigned type that holds a number."
     return next(d for d,top in (('u1',2**8),('<u2',2**16),('<u4',2**32)) if n<top)
 
-CODECS = dict(fp32=_cast('<f4'), fp16=_cast('<f2'), int8=_steps(8), int4=_steps(4), **{f'top{k}':_top(k) for k in (1,2,3,5,10,20)})
+CODECS = dict(fp32=_cast('<f4'), fp16=_cast('<f2'), int8=_steps(8), int4=_steps(4),
+              **{f'top{k}':_top(k) for k in (1,2,3,5,10,20)})
 
 # %% ../nbs/library/24_codecs.ipynb #86345c11
 def _row_bytes(dtype, shape): return np.dtype(dtype).itemsize*int(np.prod(shape))

@@ -12,7 +12,7 @@ from itertools import product
 
 import torch, torch.nn.functional as F
 from torch import Tensor
-from .core import lookup
+from .core import lookup, Refused
 from .machine import thread_pool
 from .progress import progress
 from .imageset import ImageSet
@@ -20,11 +20,13 @@ from .resize import cell_boxes, cell_edges, crop_resize, resize_weights
 
 # %% ../nbs/library/12_combine.ipynb #e78b8bd2
 def _antialias(images, size):
-    if images.device.type!='cpu': return F.interpolate(images.float(), size, mode='bilinear', antialias=True).round().to(torch.uint8)
+    if images.device.type!='cpu':
+        return F.interpolate(images.float(), size, mode='bilinear', antialias=True).round().to(torch.uint8)
     if 1 in size: return _linear(images, size, _weights) # torch's kernel is wrong at one pixel
     return F.interpolate(images, size, mode='bilinear', antialias=True)
 
-def _fit(images, size): return _linear(images, size, lambda big,small: torch.linalg.pinv(_weights(small, big).double()).float())
+def _fit(images, size):
+    return _linear(images, size, lambda big,small: torch.linalg.pinv(_weights(small, big).double()).float())
 
 def _weights(big, small): return resize_weights(torch.tensor([0]), torch.tensor([big]), big, small)[0]
 def _linear(images, size, weights):
@@ -40,7 +42,8 @@ def shrink(
     how:str='antialias', # a key of `SHRINKS`
 ) -> Tensor:             # (B,3,h,w) uint8
     "Smaller images."
-    return images if tuple(images.shape[-2:])==tuple(size) else lookup(SHRINKS, how, 'way to shrink')(images, tuple(size))
+    return images if tuple(images.shape[-2:])==tuple(size) else lookup(SHRINKS, how, 'way to shrink')(images,
+                                                                                                      tuple(size))
 
 # %% ../nbs/library/12_combine.ipynb #63a9fab8
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Tiling:
     shrink:str='antialias' # a key of `SHRINKS`
     def __post_init__(self):
         lookup(SHRINKS, self.shrink, 'way to shrink')
-        if self.factor<1: raise ValueError(f"factor={self.factor}: give 1 or more cells along each axis")
+        if self.factor<1: raise Refused(f"factor={self.factor}", "give 1 or more cells along each axis")
 
 def tile(
     cells,         # f² batches of whole images, each (B,3,H,W) uint8, row-major
@@ -58,7 +61,8 @@ def tile(
 ) -> Tensor:       # (B,3,H,W) uint8
     "Composites of f×f whole images; leftover pixels go to the first cells."
     (H,W), f = cells[0].shape[-2:], tiling.factor
-    y,x = cell_edges(H, f), cell_edges(W, f)
+    y = cell_edges(H, f)
+    x = cell_edges(W, f)
     out = torch.empty_like(cells[0])
     for k,(top,left) in enumerate(product(range(f), range(f))):
         place = out[..., y[top]:y[top+1], x[left]:x[left+1]]
@@ -72,19 +76,22 @@ def combine(
 ) -> ImageSet:     # n composites with `grid=f`; `index` says which image sits in which cell
     "Tile whole images into composites (paper Sec. 4.2.1)."
     f = round(idx.shape[1]**.5)
-    if f*f!=idx.shape[1]: raise ValueError(f"{idx.shape[1]} images a composite is no square number: give 1, 4, 9, …")
-    if full.grid!=1: raise ValueError(f"{full!r} is a set of composites: combine plain images")
+    if f*f!=idx.shape[1]: raise Refused(f"{idx.shape[1]} images a composite is no square number", "give 1, 4, 9, …")
+    if full.grid!=1: raise Refused(f"{full!r} is a set of composites", "combine plain images")
     y = full.labels[idx]
-    if (mixed := (y!=y[:,:1]).any(1).sum().item()): raise ValueError(f"{mixed} composites would hold two classes: group `idx` by class")
+    if (mixed := (y!=y[:,:1]).any(1).sum().item()):
+        raise Refused(f"{mixed} composites would hold two classes", "group `idx` by class")
     cell_edges(min(full.size), f)
-    images, tiling = torch.empty(len(idx), 3, *full.size, dtype=torch.uint8, device=full.labels.device), Tiling(f, shrink)
+    images = torch.empty(len(idx), 3, *full.size, dtype=torch.uint8, device=full.labels.device)
+    tiling = Tiling(f, shrink)
     if isinstance(full.images, Tensor) and images.device.type=='cpu': # a composite a task, its images where they lie
         def one(k, row): images[k:k+1] = tile([full.images[i:i+1] for i in row], tiling)
         list(thread_pool().map(one, range(len(idx)), progress(idx.tolist(), 'combining')))
     else:
         for out,rows in zip(images.split(64), progress(idx.split(64), 'combining')):
             out.copy_(tile(full.images[rows.flatten()].view(*rows.shape, 3, *full.size).unbind(1), tiling))
-    return replace(full, images=images, labels=y[:,0], index=full.index[idx.flatten()].view(idx.shape), grid=f, files=())
+    return replace(full, images=images, labels=y[:,0], index=full.index[idx.flatten()].view(idx.shape), grid=f,
+                   files=())
 
 # %% ../nbs/library/12_combine.ipynb #42805d71
 def assign_to_cells(
@@ -105,7 +112,8 @@ def crop_images(
     size,          # side of the result, or (height,width), pixels
 ) -> Tensor:       # (B,3,h,w) uint8
     "One box out of every image, resized and rounded to whole pixels."
-    return torch.cat([crop_resize(x, b.to(x.device), size).round().clamp(0,255).to(torch.uint8) for x,b in zip(images.split(256), boxes.split(256))])
+    return torch.cat([crop_resize(x, b.to(x.device), size).round().clamp(0,255).to(torch.uint8)
+                      for x,b in zip(images.split(256), boxes.split(256))])
 
 def split_cells(
     s:ImageSet, # composites
@@ -113,11 +121,12 @@ def split_cells(
     "Every cell as an image of its own."
     k = torch.arange(s.grid**2).repeat(len(s))
     x = crop_images(s.images.repeat_interleave(s.grid**2, 0), cell_boxes(k, s.grid, s.size), s.size)
-    return replace(s, images=x, labels=s.labels.repeat_interleave(s.grid**2), index=s.index.reshape(-1,1), grid=1, files=())
+    return replace(s, images=x, labels=s.labels.repeat_interleave(s.grid**2), index=s.index.reshape(-1,1), grid=1,
+                   files=())
 
 # %% ../nbs/library/12_combine.ipynb #b6fc3f9b
 def check_not_composite(
     s:ImageSet, # what is to be cropped
 ):
     "Refuse composites."
-    if s.grid!=1: raise ValueError(f"{s!r} is a set of composites: crop plain images")
+    if s.grid!=1: raise Refused(f"{s!r} is a set of composites", "crop plain images")

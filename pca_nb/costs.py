@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
+from .core import Refused
 from .machine import environment_info, pick_device
 from .imageset import ImageSet
 from .files import check_empty_folder
@@ -39,8 +40,14 @@ def write_fkd(
 ) -> Path:             # the folder: epoch_E/batch_B.tar
     "The answers that `write_labels` keeps, in the field's format (FKD: Shen & Xing 2022, 2112.01528, as in SRe2L's code)."
     from torch.profiler import record_function
-    a, dev, source, path = recipe.augment, pick_device(device), LabelSource(), check_empty_folder(path)
-    if a.mix=='none' or a.mix_per!='batch' or a.patches.startswith('shuffle'): raise ValueError(f"{a}: the field's archive holds crops, flips and one mixing for the whole batch, take a recipe such as `SOFT`")
+    a = recipe.augment
+    dev = pick_device(device)
+    source = LabelSource()
+    path = check_empty_folder(path)
+    if a.mix=='none' or a.mix_per!='batch' or a.patches.startswith('shuffle'):
+        raise Refused(f"{a}",
+                      "the field's archive holds crops, flips and one mixing for the whole batch, take a recipe such "
+                      "as `SOFT`")
     for e in range(recipe.epochs):
         steps, home = source.order(data, recipe, 0, e), path/f'epoch_{e}'
         home.mkdir(parents=True)
@@ -53,11 +60,13 @@ def write_fkd(
 def _fkd(view, size, z):
     "[crops as shares of the sides, flips, partners, λ, mixed box, half logits]: 25+2C bytes an image and what the archive adds."
     (H,W), (t,l,h,w) = size, view.mix.box[0].tolist()
-    return [(view.box.cpu()/torch.tensor([H,W,H,W])).float(), view.flip.cpu(), view.mix.partner.cpu(), float(view.mix.lam[0]), [t,l,t+h,l+w], z.half()]
+    return [(view.box.cpu()/torch.tensor([H,W,H,W])).float(), view.flip.cpu(), view.mix.partner.cpu(),
+            float(view.mix.lam[0]), [t,l,t+h,l+w], z.half()]
 
 # %% ../nbs/engine/47_costs.ipynb #e20a6c46
 FORMATS = dict(ours=write_labels, FKD=write_fkd) # name -> function that asks and writes
-OPERATIONS = ('to the device', 'crop and flip', 'mix', 'teacher', 'to the CPU', 'encode', 'write', 'other') # in the order of the work
+# in the order of the work
+OPERATIONS = ('to the device', 'crop and flip', 'mix', 'teacher', 'to the CPU', 'encode', 'write', 'other')
 
 def relabel_profile(
     arch:str,        # the teacher, a key of `MODELS`; its weights are random, for they cost the same
@@ -68,10 +77,14 @@ def relabel_profile(
     device=None,     # `None`: `pick_device`
 ) -> pd.DataFrame:   # a row a format and operation: `cpu_ms` a batch, median and from `low` to `high`, `cpu_mb`, `bytes` on disk a label; with CUDA `device_ms` and `device_mb`
     "What each part of writing labels costs, in our format and the field's (as Table 26 of Xiao & He 2025, 2502.06434)."
-    if steps<1 or batch<2: raise ValueError(f"steps={steps}, batch={batch}: at least one batch counts, of at least two images")
-    dev, data = pick_device(device), replace(photos(4*batch, size), classes=tuple(range(classes)))
-    recipe, live = replace(SOFT, batch=batch, epochs=-(-(steps+3)//4)), TeacherLabels(Teacher(make_model(arch, classes, size), arch, size))
-    live.answer(torch.zeros(2, 3, size, size, device=dev), recipe) # moves the teacher's weights to where and how they stay
+    if steps<1 or batch<2:
+        raise Refused(f"steps={steps}, batch={batch}", "at least one batch counts, of at least two images")
+    dev = pick_device(device)
+    data = replace(photos(4*batch, size), classes=tuple(range(classes)))
+    recipe = replace(SOFT, batch=batch, epochs=-(-(steps+3)//4))
+    live = TeacherLabels(Teacher(make_model(arch, classes, size), arch, size))
+    # moves the teacher's weights to where and how they stay
+    live.answer(torch.zeros(2, 3, size, size, device=dev), recipe)
     out = []
     for name,write in FORMATS.items():
         with tempfile.TemporaryDirectory() as d:
@@ -82,9 +95,13 @@ def relabel_profile(
 
 def _operations(p, n, device=False):
     "The parts named 'labels: …' over n batches after the first two, and what is left of each batch."
-    events = sorted((e for e in p.events() if e.device_type==torch.autograd.DeviceType.CPU), key=lambda e: e.time_range.start)
-    kinds = dict(cpu_ms='cpu_time_total', cpu_mb='cpu_memory_usage')|(dict(device_ms='device_time_total', device_mb='device_memory_usage') if device else {})
-    total = lambda es,pre='': {k:sum(getattr(e, pre+a) for e in es)/(1e3 if k.endswith('ms') else 2**20) for k,a in kinds.items()}
+    events = sorted((e for e in p.events() if e.device_type==torch.autograd.DeviceType.CPU),
+                    key=lambda e: e.time_range.start)
+    kinds = (dict(cpu_ms='cpu_time_total',
+                  cpu_mb='cpu_memory_usage')|(dict(device_ms='device_time_total', device_mb='device_memory_usage')
+                                              if device else {}))
+    def total(es,pre=''):
+        return {k:sum(getattr(e, pre+a) for e in es)/(1e3 if k.endswith('ms') else 2**20) for k,a in kinds.items()}
     starts, rows = [e.time_range.start for e in events if e.name==f'labels: {OPERATIONS[0]}'], []
     for lo,hi in pairwise(starts[2:n+3]):
         inside = [e for e in events if lo<=e.time_range.start<hi]
@@ -93,17 +110,22 @@ def _operations(p, n, device=False):
         cost['other'] = {k:whole[k]-sum(c[k] for c in cost.values()) for k in kinds}
         rows += [dict(operation=op, **c) for op,c in cost.items()]
     by = pd.DataFrame(rows).groupby('operation', sort=False)
-    return by.median().assign(low=by.cpu_ms.min(), high=by.cpu_ms.max()).reset_index()[['operation', 'cpu_ms', 'low', 'high', *list(kinds)[1:]]]
+    return by.median().assign(low=by.cpu_ms.min(),
+                              high=by.cpu_ms.max()).reset_index()[['operation', 'cpu_ms', 'low', 'high',
+                                                                   *list(kinds)[1:]]]
 
 # %% ../nbs/engine/47_costs.ipynb #47a6c2bd
-RELABELLED = (dict(arch='resnet18', size=224, batch=64, steps=12, classes=1000), dict(arch='convnet3-w32', size=32, batch=128, steps=60, classes=10)) # what is profiled
+# what is profiled
+RELABELLED = (dict(arch='resnet18', size=224, batch=64, steps=12, classes=1000),
+              dict(arch='convnet3-w32', size=32, batch=128, steps=60, classes=10))
 
 def relabelling(
     runs=RELABELLED, # arguments of `relabel_profile`
     device=None,     # `None`: `pick_device`
 ) -> pd.DataFrame:   # their rows; `attrs` say on what machine, and how busy it was: processes waiting or running beforehand, a minute's mean
     "Profile relabelling in several settings, one after the other."
-    dev, load = pick_device(device), os.getloadavg()[0]
+    dev = pick_device(device)
+    load = os.getloadavg()[0]
     table = pd.concat([relabel_profile(**r, device=dev).assign(**r) for r in runs], ignore_index=True)
     table.attrs.update(environment_info(dev), cpu=cpu_name(), cores=os.cpu_count(), load=round(load, 2), busy=load>.5)
     return table
@@ -133,12 +155,14 @@ def step_memory(
     dtype=None,    # autocast type; `None`: `pick_dtype`, as `train`
 ) -> float:        # MB (2²⁰ bytes); lower is better
     "Peak memory of one step of AdamW, forward, backward and update, beyond weights and optimiser state (Table 2 of Xiao & He 2025, 2502.06434)."
-    if batch<2: raise ValueError(f"batch={batch}: batch normalisation needs at least two images")
-    dev, net = pick_device(device), make_model(arch, classes, size)
+    if batch<2: raise Refused(f"batch={batch}", "batch normalisation needs at least two images")
+    dev = pick_device(device)
+    net = make_model(arch, classes, size)
     net.to(dev).to(memory_format=(lie := best_memory_format(net)))
     opt = OPTIMIZERS['adamw'](param_groups(net, HARD), HARD)
     def step(n):
-        x, y = torch.empty(n, 3, size, size, device=dev, memory_format=lie).normal_(), torch.arange(n, device=dev)%classes
+        x = torch.empty(n, 3, size, size, device=dev, memory_format=lie).normal_()
+        y = torch.arange(n, device=dev)%classes
         with autocast(dev, dtype): loss = F.cross_entropy(net(x).float(), y)
         loss.backward()
         opt.step()
@@ -158,20 +182,25 @@ def pixel_speed(
     dtype=None,     # autocast type; `None`: `pick_dtype`
 ) -> pd.DataFrame:  # a row a round: images·iterations a second of the network 'alone', of the 'loop' without statistics, and with its 'hooks'
     "SRe2L's loop against the forward and backward passes that it cannot do without."
-    dev, data = pick_device(device), replace(photos(batch, size), classes=tuple(range(classes)))
+    dev = pick_device(device)
+    data = replace(photos(batch, size), classes=tuple(range(classes)))
     teacher = Teacher(make_model(arch, classes, size), arch, size, data.classes, data.stats, 100.)
-    ways = dict(alone=lambda: _alone(teacher.net, data, batch, steps, dev, dtype), **{k:partial(_timed, teacher, data, batch, DistilCfg(m, steps=steps+1, batch=batch, stat_scale=0.), dev, dtype) for k,m in (('loop',MatchCfg(())), ('hooks',MatchCfg()))})
+    ways = dict(alone=lambda: _alone(teacher.net, data, batch, steps, dev, dtype),
+                **{k:partial(_timed, teacher, data, batch, DistilCfg(m, steps=steps+1, batch=batch, stat_scale=0.),
+                             dev, dtype) for k,m in (('loop',MatchCfg(())), ('hooks',MatchCfg()))})
     return pd.DataFrame([{k:batch*steps/f() for k,f in ways.items()} for _ in range(rounds+1)][1:])
 
 def _timed(teacher, data, batch, cfg, dev, dtype):
     "Seconds of all steps but the first."
     at = []
-    synthesise(data, -(-batch//data.n_classes), cfg, [teacher], device=dev, dtype=dtype, every=cfg.steps, watch=lambda *_: at.append(time.perf_counter()))
+    synthesise(data, -(-batch//data.n_classes), cfg, [teacher], device=dev, dtype=dtype, every=cfg.steps,
+               watch=lambda *_: at.append(time.perf_counter()))
     return at[1]-at[0]
 
 def _alone(net, data, batch, steps, dev, dtype):
     net.to(dev).to(memory_format=(lie := best_memory_format(net)))
-    x, y = torch.randn(batch, 3, *data.size, device=dev).contiguous(memory_format=lie).requires_grad_(), torch.arange(batch, device=dev)%data.n_classes
+    x = torch.randn(batch, 3, *data.size, device=dev).contiguous(memory_format=lie).requires_grad_()
+    y = torch.arange(batch, device=dev)%data.n_classes
     def step():
         with autocast(dev, dtype): z = net(x)
         return torch.autograd.grad(F.cross_entropy(z.float(), y), x)[0]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 from torch import Tensor, nn
+from .core import Refused
 from .imageset import ImageSet
 from .entropy import crop_stats
 
@@ -27,8 +28,10 @@ def crop_advantage(
     seed:int=0,      # draws them, the same for both sets
 ) -> Tensor:         # (R,2,N) float64: −log p_y and entropy of D′ less those of D under crops of each share, nats; negative = D′ is ahead
     "What training's crops leave of a crop made before (Xiao & He 2025, 2502.06434, Theorem 4.2)."
-    if not torch.equal(whole.index, cropped.index): raise ValueError(f"the two sets hold other images ({len(whole)} and {len(cropped)}) or in another order: crop the first to get the second")
-    after = lambda s, r: crop_stats(s, net, (r,r), n_crops if r<1 else 1, (1.,1.), seed).after
+    if not torch.equal(whole.index, cropped.index):
+        raise Refused(f"the two sets hold other images ({len(whole)} and {len(cropped)}) or in another order",
+                      "crop the first to get the second")
+    def after(s, r): return crop_stats(s, net, (r,r), n_crops if r<1 else 1, (1.,1.), seed).after
     return torch.stack([after(cropped, r)-after(whole, r) for r in ratios])
 
 def zero_crossing(
@@ -39,13 +42,16 @@ def zero_crossing(
 ) -> dict:         # `r`: where the mean gap first becomes positive, between shares by a straight line; NaN = nowhere; `lo`, `hi`: 95 % of the resamples that cross; `cross`: share of resamples that do; `start`: gap as stored
     "The share at which an advantage is gone; the larger it is, the sooner."
     r, N = np.asarray(ratios, float), gap.shape[1]
-    if len(r)!=len(gap): raise ValueError(f"{len(r)} ratios for {len(gap)} rows of gaps: give those that `crop_advantage` was asked for")
-    if (np.diff(r)>=0).any(): raise ValueError(f"ratios={tuple(ratios)}: give decreasing shares, from the whole image down")
+    if len(r)!=len(gap):
+        raise Refused(f"{len(r)} ratios for {len(gap)} rows of gaps", "give those that `crop_advantage` was asked for")
+    if (np.diff(r)>=0).any():
+        raise Refused(f"ratios={tuple(ratios)}", "give decreasing shares, from the whole image down")
     times = np.random.default_rng(seed).multinomial(N, [1/N]*N, n) # how often each image is in a resample
     ats = np.array([_cross(r, m) for m in times@gap.numpy().T/N])
     some = ats[~np.isnan(ats)]
     lo,hi = np.quantile(some, (.025,.975)) if len(some) else (math.nan,)*2
-    return dict(r=_cross(r, gap.numpy().mean(1)), lo=float(lo), hi=float(hi), cross=len(some)/n, start=gap[0].mean().item())
+    return dict(r=_cross(r, gap.numpy().mean(1)), lo=float(lo), hi=float(hi), cross=len(some)/n,
+                start=gap[0].mean().item())
 
 def _cross(r, m):
     "The first share, going down, at which m is no longer negative; between two by a straight line."
@@ -66,7 +72,9 @@ def read_entropy(
     t = pd.read_json(Path(folder)/'entropy.jsonl', lines=True)
     known = {c:set(t[c].dropna()) if c in t else set() for c in ('what', *where)}
     for c,v in dict(what=what, **where).items():
-        if v not in known[c]: raise KeyError(f"no rows with {c}={v!r}: there are {', '.join(str(k) for k in sorted(known[c]) if k!='') or 'none'}")
+        if v not in known[c]:
+            raise KeyError(f"no rows with {c}={v!r}: there are "
+                           f"{', '.join(str(k) for k in sorted(known[c]) if k!='') or 'none'}")
         t = t[(t[c]==v)|(c=='score')&(t.subset=='random')]
     return t.dropna(axis=1, how='all').infer_objects().reset_index(drop=True)
 
@@ -76,7 +84,9 @@ def mean_over_seeds(
 ) -> pd.DataFrame:     # LOWS × SUBSETS: means over seeds
     "One number of every subset and range of crops."
     t = rows[rows.subset.isin(SUBSETS)]
-    if (twice := t.duplicated(['seed','low','subset'])).any(): raise ValueError(f"{twice.sum()} rows of the same cell and seed: choose a data set, a network, a score and an IPC first")
+    if (twice := t.duplicated(['seed','low','subset'])).any():
+        raise Refused(f"{twice.sum()} rows of the same cell and seed",
+                      "choose a data set, a network, a score and an IPC first")
     return t.pivot_table(index='low', columns='subset', values=value)[[k for k in SUBSETS if k in set(t.subset)]]
 
 def sign_table(

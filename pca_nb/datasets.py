@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np, torch
+from .core import Refused
 from .storage import data_dir
 from .imageset import IMAGENET_STATS, ImageSet
 from .decode import _hold, _resize, center_crop_resize
@@ -59,7 +60,8 @@ def _fashion(split, size, zoom):
         d = D.FashionMNIST(data_dir(), train=split=='train', download=True)
         return _arrays(d.data, d.targets, _FASHION, size)
     stem = dict(train='train', test='t10k')[split]
-    read = lambda kind,skip: np.frombuffer(gzip.open(_DEBIAN/f'{stem}-{kind}-ubyte.gz').read(), np.uint8, offset=skip)
+    def read(kind,skip):
+        return np.frombuffer(gzip.open(_DEBIAN/f'{stem}-{kind}-ubyte.gz').read(), np.uint8, offset=skip)
     return _arrays(read('images-idx3', 16).reshape(-1,28,28), read('labels-idx1', 8).astype(np.int64), _FASHION, size)
 
 # %% ../nbs/library/09_datasets.ipynb #ccfecd14
@@ -70,7 +72,7 @@ def _imagenette(split, size, zoom):
 
 def _tiny(split, size, zoom):
     root = data_dir()/'tiny-imagenet-200'
-    if not root.exists(): raise ValueError(f"Tiny-ImageNet is not at {root}: unpack tiny-imagenet-200.zip there")
+    if not root.exists(): raise Refused(f"Tiny-ImageNet is not at {root}", "unpack tiny-imagenet-200.zip there")
     if split=='train': return read_folder(root/'train', size, zoom)
     classes = tuple(sorted(d.name for d in (root/'train').iterdir() if d.is_dir()))
     files, wnids = zip(*[l.split('\t')[:2] for l in (root/'val'/'val_annotations.txt').read_text().splitlines()])
@@ -80,14 +82,16 @@ def _tiny(split, size, zoom):
 def _imagenet(split, size, zoom):
     import torchvision.datasets as D
     d = D.ImageNet(data_dir()/'imagenet', split=dict(train='train', test='val')[split])
-    return ImageSet(_hold([f for f,_ in d.samples], size, zoom, None, 'reading imagenet'), torch.tensor(d.targets), d.wnids,
+    return ImageSet(_hold([f for f,_ in d.samples], size, zoom, None, 'reading imagenet'), torch.tensor(d.targets),
+                    d.wnids,
                     files=tuple(os.path.relpath(f, d.root) for f,_ in d.samples))
 
 def _first_classes(name, n, split, size, zoom):
     s = _known(name, split, size, zoom)
     return replace(s[(s.labels<n).nonzero()[:,0]], classes=s.classes[:n], index=None)
 
-def _only_local(name, split, *_): raise ValueError(f"{name}-{split}.parquet is not in {data_dir()}: put it there or set PCA_NB_DATA")
+def _only_local(name, split, *_):
+    raise Refused(f"{name}-{split}.parquet is not in {data_dir()}", "put it there or set PCA_NB_DATA")
 
 # %% ../nbs/library/09_datasets.ipynb #b5706b53
 DATASETS = { # name -> DataInfo
@@ -114,21 +118,26 @@ def load_data(
     if path.suffix=='.npz': return load_npz(path, size)
     if path.suffix=='.parquet' or (path.is_dir() and any(path.glob('*.parquet'))): return read_parquet(path, size, zoom)
     if path.is_dir(): return read_folder(path, size, zoom)
-    raise KeyError(f"{what!r} is neither a folder or file nor a known data set: choose one of {', '.join(DATASETS)}, or give a path")
+    raise KeyError(f"{what!r} is neither a folder or file nor a known data set: choose one of {', '.join(DATASETS)}, "
+                   f"or give a path")
 
 @lru_cache(maxsize=4)
 def _known(name, split, size, zoom):
-    if split not in ('train','test'): raise ValueError(f"split={split!r}: choose 'train' or 'test'")
+    if split not in ('train','test'): raise Refused(f"split={split!r}", "choose 'train' or 'test'")
     info = DATASETS[name]
     size, local = size or info.size, data_dir()/f'{info.local or name}-{split}.parquet'
     try: s = read_parquet(local, size, zoom) if local.exists() else info.read(split, size, zoom)
-    except URLError as e: raise ValueError(f"{name} could not be downloaded ({e.reason}): put {local.name} into {data_dir()}, or set PCA_NB_DATA to the folder that has it") from e
+    except URLError as e:
+        raise Refused(f"{name} could not be downloaded ({e.reason})",
+                      f"put {local.name} into {data_dir()}, or set PCA_NB_DATA to the folder that has it") from e
     return replace(s, name=name, stats=info.stats)
 
 # %% ../nbs/library/09_datasets.ipynb #5a3b0002
 _WINDOWS = { # class -> (file of scikit-learn, windows as (top, left, side) in its 427×640 pixels)
-    'temple': ('china.jpg', [(7,0,420), (60,40,300), (40,90,340), (0,40,330), (100,60,260), (7,80,420), (70,0,340), (90,100,320)]),
-    'flower': ('flower.jpg', [(7,110,420), (20,140,300), (0,200,260), (60,180,340), (7,60,420), (0,110,330), (40,220,220), (90,150,300)]),
+    'temple': ('china.jpg', [(7,0,420), (60,40,300), (40,90,340), (0,40,330), (100,60,260), (7,80,420), (70,0,340),
+                             (90,100,320)]),
+    'flower': ('flower.jpg', [(7,110,420), (20,140,300), (0,200,260), (60,180,340), (7,60,420), (0,110,330),
+                              (40,220,220), (90,150,300)]),
 }
 
 def sample_photos(

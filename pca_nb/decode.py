@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
+from .core import Refused
 from .machine import thread_pool
 from .progress import progress
 
@@ -23,10 +24,11 @@ def to_rgb(
 ) -> Image.Image:   # mode RGB, upright
     "The picture a person would see: upright, opaque on white, 8 bits a channel."
     im = ImageOps.exif_transpose(im)
-    if im.mode=='F': raise ValueError('float pixels have no fixed range: save it as 8 or 16 bit')
+    if im.mode=='F': raise Refused('float pixels have no fixed range', 'save it as 8 or 16 bit')
     if im.mode.startswith('I'):
         a = np.asarray(im, dtype=np.int32)
-        if a.min()<0 or a.max()>65535: raise ValueError(f'pixels run from {a.min()} to {a.max()}: save it as 8 or 16 bit')
+        if a.min()<0 or a.max()>65535:
+            raise Refused(f'pixels run from {a.min()} to {a.max()}', 'save it as 8 or 16 bit')
         im = Image.fromarray((a/257).round().astype(np.uint8))
     if im.has_transparency_data:
         rgba = im.convert('RGBA')
@@ -42,7 +44,8 @@ def center_crop_resize(
     "Shortest-side centre crop, then antialiased bilinear resize (Xiao & He 2025, 2502.06434, App. B.3)."
     h,w = image.shape[1:]
     side = max(1, round(min(h,w)/zoom))
-    top,left = round((h-side)/2), round((w-side)/2)
+    top = round((h-side)/2)
+    left = round((w-side)/2)
     square = image[:, top:top+side, left:left+side]
     if side==size: return square
     if 1 in (side,size): square = square.float() # torch's uint8 kernel stops at one pixel
@@ -62,9 +65,11 @@ def read_image(
 ) -> Tensor:          # (3,H,W) uint8
     "Decode one image; a ValueError says what is wrong with the file."
     try:
-        with Image.open(io.BytesIO(src) if isinstance(src, bytes) else src) as im: pixels = _jpeg(src) if im.format=='JPEG' else None
+        with Image.open(io.BytesIO(src) if isinstance(src, bytes) else src) as im:
+            pixels = _jpeg(src) if im.format=='JPEG' else None
         if pixels is None:
-            with Image.open(io.BytesIO(src) if isinstance(src, bytes) else src) as im: pixels = torch.from_numpy(np.array(to_rgb(im))).permute(2,0,1)
+            with Image.open(io.BytesIO(src) if isinstance(src, bytes) else src) as im:
+                pixels = torch.from_numpy(np.array(to_rgb(im))).permute(2,0,1)
     except _UNREADABLE as e: raise ValueError(_what_is_wrong(src, e)) from e
     return pixels if size is None else center_crop_resize(pixels, size, zoom)
 
@@ -72,7 +77,9 @@ def _jpeg(src):
     "The pixels of a JPEG, or `None` if Pillow should look at it."
     if decode_jpeg is None: return None
     data = src if isinstance(src, bytes) else Path(src).read_bytes() if Path(src).stat().st_size<MAX_JPEG_BYTES else b''
-    try: return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB, apply_exif_orientation=True)
+    try:
+        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB,
+                           apply_exif_orientation=True)
     except (RuntimeError, ValueError): return None # damaged, or nothing to read
 
 def _what_is_wrong(src, e):
@@ -92,13 +99,18 @@ class LazyImages:
         workers:int=0,   # threads; 0 = one a core
         where:str='',    # file that holds encoded images, for messages
     ):
-        self.sources, self.size, self.zoom, self.shape = sources, size, zoom, torch.Size((len(sources),3,size,size))
+        self.sources = sources
+        self.size = size
+        self.zoom = zoom
+        self.shape = torch.Size((len(sources),3,size,size))
         self.workers, self.where = workers or os.cpu_count() or 1, where
     def __len__(self): return len(self.sources)
     def decode(self, i:int) -> Tensor: # (3,size,size) uint8
         try: return read_image(self.sources[i], self.size, self.zoom)
-        except ValueError as e: raise ValueError(f"{self.name(i)}: {e}: repair or remove it") from e
-    def name(self, i): return f"{self.where}{', ' if self.where else ''}image {i}" if isinstance(self.sources[i], bytes) else str(self.sources[i])
+        except ValueError as e: raise Refused(f"{self.name(i)}: {e}", "repair or remove it") from e
+    def name(self, i):
+        return f"{self.where}{', ' if self.where else ''}image {i}" if isinstance(self.sources[i],
+                                                                                  bytes) else str(self.sources[i])
     def start(self, idx): # -> a function that waits and gives the (n,3,size,size) uint8 images
         "Begin to decode some images in the background."
         idx = torch.arange(len(self))[idx].reshape(-1).tolist()
@@ -142,7 +154,7 @@ def check_headers(lazy, desc='checking'):
     def look(i):
         try:
             with Image.open(io.BytesIO(s) if isinstance(s := lazy.sources[i], bytes) else s): pass
-        except _UNREADABLE as e: raise ValueError(f"{lazy.name(i)}: {_what_is_wrong(s, e)}") from e
+        except _UNREADABLE as e: raise Refused(f"{lazy.name(i)}", f"{_what_is_wrong(s, e)}") from e
     _try_all(lazy, look, desc)
 
 def _try_all(lazy, f, desc):
@@ -151,7 +163,7 @@ def _try_all(lazy, f, desc):
         try: f(i)
         except ValueError as e: bad.append(str(e).removesuffix(': repair or remove it'))
     list(progress(thread_pool(lazy.workers).map(read, range(len(lazy))), desc, len(lazy)))
-    if bad: raise ValueError(f"{len(bad)} of {len(lazy)} images cannot be read: {'; '.join(sorted(bad)[:5])}"
+    if bad: raise Refused(f"{len(bad)} of {len(lazy)} images cannot be read: {'; '.join(sorted(bad)[:5])}"
                              f"{'; …' if len(bad)>5 else ''}: repair or remove them")
 
 # %% ../nbs/library/06_decode.ipynb #567ed593
@@ -169,4 +181,5 @@ def _hold(sources, size, zoom, resident, desc, where=''):
 def _resize(images, size):
     "uint8 (N,3,H,H) to another side, antialiased."
     if images.shape[-1]==size: return images
-    return F.interpolate(images.float(), (size,size), mode='bilinear', antialias=True).round().clamp(0,255).to(torch.uint8)
+    return F.interpolate(images.float(), (size,size), mode='bilinear',
+                         antialias=True).round().clamp(0,255).to(torch.uint8)

@@ -18,12 +18,14 @@ def init_distributed() -> tuple: # (rank of this process, number of processes)
     n = int(os.environ.get('WORLD_SIZE', 1))
     if n<2: return 0,1
     if not dist.is_initialized():
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM)==signal.SIG_DFL: signal.signal(signal.SIGTERM, _interrupt)
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM)==signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _interrupt)
         dist.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo')
         atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
     return dist.get_rank(), n
 
-def _interrupt(*_): raise KeyboardInterrupt # torchrun ends the others with SIGTERM when one has died: they may say where they were
+# torchrun ends the others with SIGTERM when one has died: they may say where they were
+def _interrupt(*_): raise KeyboardInterrupt
 
 def shard_bounds(
     n:int,    # images
@@ -64,7 +66,8 @@ class _BatchNorm(nn.BatchNorm2d):
         var = _Sum.apply(away.square().sum((0,2,3)))/n
         with torch.no_grad():
             self.num_batches_tracked += 1
-            for old,new in ((self.running_mean,mean),(self.running_var,var*n/(n-1).clamp(min=1))): old.lerp_(new, self.momentum)
+            for old,new in ((self.running_mean,mean),(self.running_var,var*n/(n-1).clamp(min=1))):
+                old.lerp_(new, self.momentum)
         return (away*(self.weight*(var+self.eps).rsqrt())[:,None,None]+self.bias[:,None,None]).to(x.dtype)
 
 def _in_step(model, dev):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pandas as pd, torch
 from torch import Tensor, nn
-from .core import generator
+from .core import generator, Refused
 from .progress import progress
 from .imageset import ImageSet
 from .decode import prefetch_batches
@@ -39,7 +39,7 @@ def predict_logits(
     "A network's answers to a set, in eval mode and without augmentation."
     check_observer(s, net)
     with inference_mode_of(net) as dev:
-        ask = lambda x: net(normalise(x.to(dev), s.stats).to(memory_format=best_memory_format(net))).float().cpu()
+        def ask(x): return net(normalise(x.to(dev), s.stats).to(memory_format=best_memory_format(net))).float().cpu()
         return torch.cat([ask(x) for _,x in prefetch_batches(s.images, torch.arange(len(s)).split(batch))])
 
 def set_entropy(
@@ -47,13 +47,18 @@ def set_entropy(
     net:nn.Module,# trained on the same classes
 ) -> pd.DataFrame:# a row 'whole' (and 'cells'): mean `entropy` and `nll` (nats, lower = surer, likelier), their spread over images `_sd`, `top1` (%), `images`
     "What a network makes of a stored set (Xiao & He 2025, 2502.06434, Figure 3)."
-    return pd.DataFrame({k:_asked_once(v, net) for k,v in (dict(whole=s)|(dict(cells=split_cells(s)) if s.grid>1 else {})).items()}).T.astype(dict(images=int))
+    return pd.DataFrame({k:_asked_once(v, net)
+                         for k,v in (dict(whole=s)|(dict(cells=split_cells(s)) if s.grid>1
+                                                    else {})).items()}).T.astype(dict(images=int))
 
 def _asked_once(s, net):
-    z, y = predict_logits(s, net), s.labels.cpu()
-    (nll,h), right = nll_and_entropy(z, y), (z.argmax(1)==y).double()
-    sd = lambda v: v.std().item() if len(v)>1 else math.nan
-    return dict(entropy=h.mean().item(), entropy_sd=sd(h), nll=nll.mean().item(), nll_sd=sd(nll), top1=100*right.mean().item(), images=len(s))
+    z = predict_logits(s, net)
+    y = s.labels.cpu()
+    (nll,h) = nll_and_entropy(z, y)
+    right = (z.argmax(1)==y).double()
+    def sd(v): return v.std().item() if len(v)>1 else math.nan
+    return dict(entropy=h.mean().item(), entropy_sd=sd(h), nll=nll.mean().item(), nll_sd=sd(nll),
+                top1=100*right.mean().item(), images=len(s))
 
 # %% ../nbs/library/32_entropy.ipynb #e700000f
 CHUNK = 256 # images whose crops are drawn from one stream: another number is another draw
@@ -65,17 +70,25 @@ def one_crop(region, scale, ratio, g):
 def _changes(s, net, look, n_crops, seed):
     "For chunks of images and some crops at a time: positions (b,), whole (2,b) and changes (2,K,r,b) in nats, float64; K views a draw."
     with inference_mode_of(net) as dev:
-        lie, fit = dict(memory_format=best_memory_format(net)), 256 if dev.type=='cpu' else 4096
+        lie = dict(memory_format=best_memory_format(net))
+        fit = 256 if dev.type=='cpu' else 4096
         parts = torch.arange(len(s)).split(CHUNK)
         for part,images in progress(prefetch_batches(s.images, parts), 'cropping', len(parts)):
-            x, y, g, region = normalise(images.to(dev), s.stats), s.labels[part].to(dev), generator(seed, 'crops', part[0].item()), torch.tensor([[0, 0, *s.size]]).expand(len(part), 4)
+            x = normalise(images.to(dev), s.stats)
+            y = s.labels[part].to(dev)
+            g = generator(seed, 'crops', part[0].item())
+            region = torch.tensor([[0, 0, *s.size]]).expand(len(part), 4)
             whole = nll_and_entropy(net(x.to(**lie)).float(), y)
             for rounds in torch.ones(n_crops).split(max(1, fit//len(part))):
-                r, drawn = len(rounds), [look(region, g) for _ in rounds]
-                looks = [[torch.cat(b) for b in zip(*(d[k] for d in drawn))] for k in range(len(drawn[0]))] # K × stages of (r·b,4)
-                same = torch.stack([torch.stack([(b==region.repeat(r,1)).all(1) for b in stages]).all(0) for stages in looks]).to(dev)
+                r = len(rounds)
+                drawn = [look(region, g) for _ in rounds]
+                # K × stages of (r·b,4)
+                looks = [[torch.cat(b) for b in zip(*(d[k] for d in drawn))] for k in range(len(drawn[0]))]
+                same = torch.stack([torch.stack([(b==region.repeat(r,1)).all(1) for b in stages]).all(0)
+                                    for stages in looks]).to(dev)
                 views = torch.cat([_seen(x.repeat(r,1,1,1), stages, s.size) for stages in looks]).to(**lie)
-                change = nll_and_entropy(net(views).float(), y.repeat(r*len(looks))).view(2, len(looks), r, -1)-whole[:,None,None]
+                change = nll_and_entropy(net(views).float(),
+                                         y.repeat(r*len(looks))).view(2, len(looks), r, -1)-whole[:,None,None]
                 yield part, whole.cpu(), change.masked_fill(same.view(change.shape[1:]), 0).cpu()
 
 def _seen(x, stages, size):
@@ -90,8 +103,9 @@ def check_crops(
     n_crops:int,   # crops an image
 ):
     "Refuse, before any work, crops that cannot be drawn or a network that cannot answer."
-    if not len(scale)==2 or not 0<scale[0]<=scale[1]<=1: raise ValueError(f"scale={scale}: give 0 < low <= high <= 1, shares of the area")
-    if n_crops<1: raise ValueError(f"n_crops={n_crops}: give 1 or more")
+    if not len(scale)==2 or not 0<scale[0]<=scale[1]<=1:
+        raise Refused(f"scale={scale}", "give 0 < low <= high <= 1, shares of the area")
+    if n_crops<1: raise Refused(f"n_crops={n_crops}", "give 1 or more")
     check_not_composite(s)
     check_observer(s, net)
 
@@ -131,14 +145,20 @@ class CropStats:
 
     def row(self) -> dict:
         "Means over images, in nats, and their spread `_sd` over images: `whole_` of the uncropped, `p_` the share of crops that raise, `nll` and `entropy` the mean change; `_all` is the spread over all crops of all images."
-        sd = lambda v: v.std().item() if len(v)>1 else math.nan
+        def sd(v): return v.std().item() if len(v)>1 else math.nan
         (up, up_h), (nll, h), every = self.rises, self.mean, self.sums.mean(1)/self.n
         var = every[2:4]-every[:2]**2
-        return dict(images=len(self), crops=self.n, whole_nll=self.whole[0].mean().item(), whole_entropy=self.whole[1].mean().item(), p_nll=up.mean().item(), p_nll_sd=sd(up), p_entropy=up_h.mean().item(), p_entropy_sd=sd(up_h),
-                    nll=nll.mean().item(), nll_sd=sd(nll), nll_all=var[0].clamp(min=0).sqrt().item(), entropy=h.mean().item(), entropy_sd=sd(h), entropy_all=var[1].clamp(min=0).sqrt().item(),
-                    corr=_ratio(every[4]-every[0]*every[1], var), corr_images=_ratio(((nll-nll.mean())*(h-h.mean())).mean(), self.mean.var(1, correction=0)), concordant=every[7].item())
+        return dict(images=len(self), crops=self.n, whole_nll=self.whole[0].mean().item(),
+                    whole_entropy=self.whole[1].mean().item(), p_nll=up.mean().item(), p_nll_sd=sd(up),
+                    p_entropy=up_h.mean().item(), p_entropy_sd=sd(up_h),
+                    nll=nll.mean().item(), nll_sd=sd(nll), nll_all=var[0].clamp(min=0).sqrt().item(),
+                    entropy=h.mean().item(), entropy_sd=sd(h), entropy_all=var[1].clamp(min=0).sqrt().item(),
+                    corr=_ratio(every[4]-every[0]*every[1], var),
+                    corr_images=_ratio(((nll-nll.mean())*(h-h.mean())).mean(), self.mean.var(1, correction=0)),
+                    concordant=every[7].item())
 
-def _ratio(cov, var): return (cov/var.prod().sqrt()).item() if (var>1e-18).all() else math.nan # no correlation with what does not vary
+# no correlation with what does not vary
+def _ratio(cov, var): return (cov/var.prod().sqrt()).item() if (var>1e-18).all() else math.nan
 
 # %% ../nbs/library/32_entropy.ipynb #9e1b72a8
 def paired_moments(
@@ -162,7 +182,8 @@ def crop_stats(
 
 # %% ../nbs/library/32_entropy.ipynb #77fd8a84
 def _collect(s, net, look, n_crops, seed, views):
-    whole, sums = torch.empty(2, len(s), dtype=torch.float64), torch.zeros(8, views, len(s), dtype=torch.float64)
+    whole = torch.empty(2, len(s), dtype=torch.float64)
+    sums = torch.zeros(8, views, len(s), dtype=torch.float64)
     for part,w,d in _changes(s, net, look, n_crops, seed):
         whole[:,part] = w
         sums[...,part] += paired_moments(d).sum(2)
@@ -192,4 +213,5 @@ def crop_twice(
     "Two consecutive crops against one that keeps as much, paired draw by draw (Xiao & He 2025, 2502.06434, Table 16)."
     check_crops(s, net, scale, n_crops)
     each = tuple(v**.5 for v in scale)
-    return dict(zip(CROP_PAIRS, _collect(s, net, lambda r,g: two_crops(r, each, ratio, g), n_crops, seed, len(CROP_PAIRS))))
+    return dict(zip(CROP_PAIRS, _collect(s, net, lambda r,g: two_crops(r, each, ratio, g), n_crops, seed,
+                                         len(CROP_PAIRS))))

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np, torch
 from PIL import Image
 from torch import Tensor
-from .core import lookup
+from .core import lookup, Refused
 from .storage import atomic_write, check_writable, load_arrays, temp_path_beside
 from .machine import thread_pool
 from .imageset import IMAGENET_STATS, ImageSet
@@ -29,15 +29,18 @@ def list_folder(
     "Image files and labels in the order of torchvision's `ImageFolder`."
     from torchvision.datasets.folder import IMG_EXTENSIONS
     root = Path(root)
-    if not root.is_dir(): raise ValueError(f"{root}: no such folder")
+    if not root.is_dir(): raise Refused(f"{root}", "no such folder")
     subs = sorted(d.name for d in root.iterdir() if d.is_dir() and not d.name.startswith('.'))
-    if not subs: raise ValueError(f"{root}: no class folders in it: put each class's images in a sub-folder of its own")
-    if set(subs)<={'train','val','valid','test','images'}: raise ValueError(f"{root} holds {', '.join(subs)}, not classes: give {root/subs[-1]}, say")
-    if len(subs)==1: raise ValueError(f"{root} has only one class, {subs[0]}: a classifier needs at least two, add the folders of the others")
+    if not subs: raise Refused(f"{root}: no class folders in it", "put each class's images in a sub-folder of its own")
+    if set(subs)<={'train','val','valid','test','images'}:
+        raise Refused(f"{root} holds {', '.join(subs)}, not classes", f"give {root/subs[-1]}, say")
+    if len(subs)==1:
+        raise Refused(f"{root} has only one class, {subs[0]}",
+                      "a classifier needs at least two, add the folders of the others")
     found = [[str(Path(d)/f) for d,_,fs in sorted(os.walk(root/c, followlinks=True)) for f in sorted(fs)
               if f.lower().endswith(IMG_EXTENSIONS)] for c in subs]
     empty = [c for c,fs in zip(subs, found) if not fs]
-    if empty: raise ValueError(f"{root}: no images in class {', '.join(empty)}: remove the folder or fill it")
+    if empty: raise Refused(f"{root}: no images in class {', '.join(empty)}", "remove the folder or fill it")
     return tuple(subs), [f for fs in found for f in fs], torch.tensor([i for i,fs in enumerate(found) for _ in fs])
 
 def median_side(
@@ -72,14 +75,16 @@ def name_file_in_errors(path):
     try: yield
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
         if str(path) in str(e): raise
-        raise ValueError(f"{path}: {f'{e} is missing' if isinstance(e, KeyError) else e}: mend it or write it again") from e
+        raise Refused(f"{path}: {f'{e} is missing' if isinstance(e, KeyError) else e}",
+                      "mend it or write it again") from e
 
 # %% ../nbs/library/07_files.ipynb #c9264216
 def _stats(meta): return tuple(map(tuple, meta['stats'])) if 'stats' in meta else IMAGENET_STATS
 
 # %% ../nbs/library/07_files.ipynb #ea0573d7
 MANIFEST, IMAGES = 'pca_nb.json', 'images'
-ENCODERS = dict(png=dict(format='PNG', optimize=False), jpeg=dict(format='JPEG', quality=75), webp=dict(format='WEBP', quality=75))
+ENCODERS = dict(png=dict(format='PNG', optimize=False), jpeg=dict(format='JPEG', quality=75),
+                webp=dict(format='WEBP', quality=75))
 
 def encode_image(
     image:Tensor,    # (3,H,W) uint8
@@ -103,7 +108,8 @@ def _meta(s): return dict(classes=s.classes, grid=s.grid, name=s.name, stats=s.s
 
 def class_folder_names(s:ImageSet) -> list: # C folder names
     "Folder names that sort in label order."
-    if (odd := [c for c in s.classes if not c or c.startswith('.') or set(c)&set('/\\\0')]): raise ValueError(f"class {odd[0]!r} cannot be a folder's name: rename it")
+    if (odd := [c for c in s.classes if not c or c.startswith('.') or set(c)&set('/\\\0')]):
+        raise Refused(f"class {odd[0]!r} cannot be a folder's name", "rename it")
     if list(s.classes)==sorted(s.classes): return list(s.classes)
     return [f"{i:0{len(str(s.n_classes-1))}d}_{c}" for i,c in enumerate(s.classes)]
 
@@ -114,20 +120,25 @@ def save_folder(
     extra=lambda files: {}, # stored names -> {name: text} of further files
 ) -> Path:
     "Write `path`/images/<class>/<number>.<fmt> and a manifest; complete or not there."
-    path, names = check_empty_folder(path), class_folder_names(s)
+    path = check_empty_folder(path)
+    names = class_folder_names(s)
     tmp = temp_path_beside(path)
     try:
-        files, width = [], max(5, len(str(len(s))))
+        files = []
+        width = max(5, len(str(len(s))))
         for c in names: (tmp/IMAGES/c).mkdir(parents=True)
         for i,(data,y) in enumerate(zip(encode_images(s, fmt), s.labels.tolist())):
             files.append(f'{IMAGES}/{names[y]}/{i:0{width}d}.{fmt}')
             (tmp/files[-1]).write_bytes(data)
-        (tmp/MANIFEST).write_text(json.dumps(dict(**_meta(s), files=files, labels=s.labels.tolist(), index=s.index.tolist())))
+        (tmp/MANIFEST).write_text(json.dumps(dict(**_meta(s), files=files, labels=s.labels.tolist(),
+                                                  index=s.index.tolist())))
         for name,text in extra(files).items(): (tmp/name).write_text(text)
         if hasattr(os, 'sync'): os.sync() # one call instead of one a file
         if path.exists(): path.rmdir()
         os.replace(tmp, path)
-    except OSError as e: raise OSError(e.errno, f"{path} was not written ({e.strerror or e}): free some space or choose another place") from e
+    except OSError as e:
+        raise OSError(e.errno,
+                      f"{path} was not written ({e.strerror or e}): free some space or choose another place") from e
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return path
 
@@ -135,7 +146,8 @@ def save_folder(
 def check_empty_folder(path) -> Path:
     "A folder that can be written and holds nothing yet, checked before any work."
     path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())): raise ValueError(f"{path} is there already: choose another place or remove it")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise Refused(f"{path} is there already", "choose another place or remove it")
     check_writable(path)
     return path
 
@@ -144,10 +156,13 @@ def _read_exported(root, size):
 
 def _exported(root, size):
     m = json.loads((Path(root)/MANIFEST).read_text())
-    if (gone := [f for f in m['files'] if not (Path(root)/f).exists()]): raise ValueError(f"{root}: {gone[0]} is listed in {MANIFEST} but missing ({len(gone)} such files): restore them or write the set again")
+    if (gone := [f for f in m['files'] if not (Path(root)/f).exists()]):
+        raise Refused(f"{root}: {gone[0]} is listed in {MANIFEST} but missing ({len(gone)} such files)",
+                      "restore them or write the set again")
     files = [str(Path(root)/f) for f in m['files']]
     images = decode_all(LazyImages(files, size or median_side(files, cap=10**6)), f'reading {Path(root).name}')
-    return ImageSet(images, torch.tensor(m['labels']), m['classes'], torch.tensor(m['index']), m['grid'], m['name'], _stats(m), tuple(m['files']))
+    return ImageSet(images, torch.tensor(m['labels']), m['classes'], torch.tensor(m['index']), m['grid'], m['name'],
+                    _stats(m), tuple(m['files']))
 
 # %% ../nbs/library/07_files.ipynb #598fa303
 def save_npz(
@@ -157,7 +172,8 @@ def save_npz(
     "One lossless, compressed file of our own."
     meta = np.frombuffer(json.dumps(dict(**_meta(s), files=s.files)).encode(), np.uint8)
     small = np.min_scalar_type(s.n_classes-1)
-    return atomic_write(Path(path).with_suffix('.npz'), lambda tmp: np.savez_compressed(tmp, images=s.images[:].cpu().numpy(),
+    return atomic_write(Path(path).with_suffix('.npz'),
+                        lambda tmp: np.savez_compressed(tmp, images=s.images[:].cpu().numpy(),
                         labels=s.labels.cpu().numpy().astype(small), index=s.index.numpy(), meta=meta))
 
 def load_npz(path, size=None) -> ImageSet:

@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pandas as pd, torch
-from .core import config_hash, lookup, to_jsonable
+from .core import config_hash, lookup, Refused, to_jsonable
 from .storage import atomic_write, check_writable, runs_dir
 from .machine import environment_info, pick_device
 from .progress import progress
@@ -40,17 +40,24 @@ def run_grid(
     device=None,          # `None`: `pick_device`
 ) -> pd.DataFrame:        # `rows.frame(cfgs)`
     "Make the rows that are missing and read the others."
-    if init_distributed()[1]>1: raise ValueError("a grid gives each run a process of its own: start it without torchrun, and use --workers or an executor")
+    if init_distributed()[1]>1:
+        raise Refused("a grid gives each run a process of its own",
+                      "start it without torchrun, and use --workers or an executor")
     home = Path(home or runs_dir())
-    for p in (rows.path, home/'scores'/'x', home/'ckpt'/'x', home/'teachers'/'x', home/'labels'/'x', home/'sets'/'x'): check_writable(p)
+    for p in (rows.path, home/'scores'/'x', home/'ckpt'/'x', home/'teachers'/'x', home/'labels'/'x', home/'sets'/'x'):
+        check_writable(p)
     rows.mend()
     todo = rows.missing(cfgs)
     if executor is None: pick_device(device) # a worker's machine may have what this one lacks
     for c in todo: check_method(_sets(c, sources)[0], c.method, c.ipc, c.tiling.factor)
     scoring = list({_score_file(c, home):c for c in todo if c.scoring}.values())
     _work(partial(_make_scores, home=home, sources=sources, device=device), scoring, executor, rows.path)
-    _work(partial(_make_teachers, home=home, sources=sources, device=device), _one_teacher_each(todo, home), executor, rows.path, tell=False) # whoever needs a teacher that failed will say so, the others go on
-    _work(partial(_make_made, home=home, sources=sources, device=device), list({_set_file(c, home):c for c in todo if c.synthesis}.values()), executor, rows.path, tell=False) # likewise
+    # whoever needs a teacher that failed will say so, the others go on
+    _work(partial(_make_teachers, home=home, sources=sources, device=device), _one_teacher_each(todo, home), executor,
+          rows.path, tell=False)
+    # likewise
+    _work(partial(_make_made, home=home, sources=sources, device=device),
+          list({_set_file(c, home):c for c in todo if c.synthesis}.values()), executor, rows.path, tell=False)
     _work(partial(_make_row, path=rows.path, home=home, sources=sources, device=device), todo, executor, rows.path)
     for c in cfgs: _clear(home, c) # what runs left that were killed between their row and their end
     return rows.frame(cfgs)
@@ -68,30 +75,39 @@ def _work(job, cfgs, executor, path, tell=True):
     try:
         for c in cfgs: jobs.append(executor.submit(job, c) if executor else _Later(job, c))
         for c,j in zip(cfgs, progress(jobs, 'runs', len(jobs))):
-            try: j.result(); done += 1
+            try:
+                j.result()
+                done += 1
             except (OSError, BrokenExecutor): raise # the others would meet it too
             except Exception as e: failed.append((c, e))
     except BrokenExecutor as e:
-        raise ChildProcessError(f"a worker died (killed, or out of memory) with {done} of {len(cfgs)} runs seen to finish: run it again, rows in {path} are kept and started runs go on from their checkpoints; fewer workers need less memory") from e
+        raise ChildProcessError(f"a worker died (killed, or out of memory) with {done} of {len(cfgs)} runs seen to "
+                                f"finish: run it again, rows in {path} are kept and started runs go on from their "
+                                f"checkpoints; fewer workers need less memory") from e
     except KeyboardInterrupt as e:
-        raise KeyboardInterrupt(f"stopped with {done} of {len(cfgs)} runs finished: run it again, rows in {path} are kept and started runs go on from their checkpoints") from e
+        raise KeyboardInterrupt(f"stopped with {done} of {len(cfgs)} runs finished: run it again, rows in {path} are "
+                                f"kept and started runs go on from their checkpoints") from e
     finally:
         for j in jobs[done+len(failed):]: # none, unless something ended the loop
             with suppress(Exception): j.cancel()
     if not tell: return
     if len(failed)==1: raise failed[0][1]
-    if failed: raise RunsFailed(f"{len(failed)} of {len(cfgs)} runs failed, the others are in {path}; the first, {_name(failed[0][0])}: {failed[0][1]}") from failed[0][1]
+    if failed:
+        raise RunsFailed(f"{len(failed)} of {len(cfgs)} runs failed, the others are in {path}; the first, "
+                         f"{_name(failed[0][0])}: {failed[0][1]}") from failed[0][1]
 
 # %% ../nbs/benchmark/39_grid.ipynb #e64db8d5
 def _sets(cfg, sources):
     "The full and the test set of a run."
-    full, (_,te) = _full(cfg, sources, cfg.size), _paths(cfg, sources)
+    full = _full(cfg, sources, cfg.size)
+    (_,te) = _paths(cfg, sources)
     return full, match_classes(load_data(te or cfg.data, 'test', cfg.size, cfg.recipe.eval_zoom), full)
 
 def _paths(cfg, sources): return (None, None) if cfg.data in DATASETS else lookup(sources, cfg.data, 'data set')
 def _full(cfg, sources, size): return load_data(_paths(cfg, sources)[0] or cfg.data, 'train', size)
 
-def _score_file(cfg, home): return home/'scores'/f'{cfg.data}-{config_hash(dict(data=cfg.data, scoring=to_jsonable(cfg.scoring)))}.npz'
+def _score_file(cfg, home):
+    return home/'scores'/f'{cfg.data}-{config_hash(dict(data=cfg.data, scoring=to_jsonable(cfg.scoring)))}.npz'
 
 # %% ../nbs/benchmark/39_grid.ipynb #d4114740
 def recorded(
@@ -101,7 +117,8 @@ def recorded(
     device=None,    # `None`: `pick_device`
 ):                  # `Dynamics` or `None`
     "The scores a run ranks by, recorded now or read back."
-    return cfg.scoring and record_dynamics(_full(cfg, sources, cfg.scoring.size), cfg.scoring, _score_file(cfg, Path(home or runs_dir())), device)
+    return cfg.scoring and record_dynamics(_full(cfg, sources, cfg.scoring.size), cfg.scoring,
+                                           _score_file(cfg, Path(home or runs_dir())), device)
 
 def taught(
     cfg:RunCfg,     # a run
@@ -123,7 +140,8 @@ def asked(
 
 def _trained(cfg, teachers, home, sources, device):
     if not teachers: return []
-    sets, home = _sets(cfg, sources), Path(home or runs_dir())
+    sets = _sets(cfg, sources)
+    home = Path(home or runs_dir())
     made = [make_teacher(sets[0], t, sets[1], _teacher_file(cfg, t, home), device) for t in teachers]
     for t in made: check_accuracy(t, sets[0])
     return made
@@ -140,25 +158,34 @@ def distilled(
     file = _set_file(cfg, Path(home or runs_dir()))
     about = file.with_suffix('.json')
     if file.exists() and about.exists(): return load_npz(file), _note(about)
-    full, nets = _full(cfg, sources, cfg.size), asked(cfg, home, sources, device)
-    note, t1 = dict(device=environment_info(pick_device(device))['device'], asked=[dict(arch=t.arch, key=t.key, top1=t.top1) for t in nets]), time.perf_counter()
-    s = build_set(cfg, full, recorded(cfg, home, sources, device), nets, device, ckpt := file.with_suffix('.ckpt'), note)
+    full = _full(cfg, sources, cfg.size)
+    nets = asked(cfg, home, sources, device)
+    note = dict(device=environment_info(pick_device(device))['device'],
+                asked=[dict(arch=t.arch, key=t.key, top1=t.top1) for t in nets])
+    t1 = time.perf_counter()
+    s = build_set(cfg, full, recorded(cfg, home, sources, device), nets, device, ckpt := file.with_suffix('.ckpt'),
+                  note)
     note['seconds'] = round(time.perf_counter()-t1, 2)
     atomic_write(about, lambda tmp: tmp.write_text(json.dumps(note)))
-    save_npz(s, file); ckpt.unlink(missing_ok=True)
+    save_npz(s, file)
+    ckpt.unlink(missing_ok=True)
     return s, note
 
 def _note(path):
     try: return json.loads(path.read_text())
-    except ValueError as e: raise ValueError(f"{path} is damaged: remove it, and its set will be made again") from e
+    except ValueError as e: raise Refused(f"{path} is damaged", "remove it, and its set will be made again") from e
 
 def _set_file(cfg, home):
     same = {k:to_jsonable(cfg)[k] for k in ('data','method','ipc','seed','size','tiling','scoring','synthesis')}
     return home/'sets'/f'{cfg.data}-{cfg.method}-{config_hash(same)}.npz'
 
 # %% ../nbs/benchmark/39_grid.ipynb #a6186252
-def _teacher_file(cfg, t, home): return home/'teachers'/f'{cfg.data}-{config_hash(dict(data=cfg.data, teacher=to_jsonable(t)))}.pt'
-def _one_teacher_each(cfgs, home): return list({_teacher_file(c, t, home):(c,t) for c in cfgs for t in (*(c.soft.teachers if c.soft else ()), *(c.synthesis.teachers if c.synthesis else ()))}.values())
+def _teacher_file(cfg, t, home):
+    return home/'teachers'/f'{cfg.data}-{config_hash(dict(data=cfg.data, teacher=to_jsonable(t)))}.pt'
+def _one_teacher_each(cfgs, home):
+    return list({_teacher_file(c, t, home):(c,t) for c in cfgs
+                 for t in (*(c.soft.teachers if c.soft else ()),
+                           *(c.synthesis.teachers if c.synthesis else ()))}.values())
 def _make_teachers(job, home, sources, device): _trained(job[0], job[1:], home, sources, device)
 def _make_scores(cfg, home, sources, device): recorded(cfg, home, sources, device)
 def _make_made(cfg, home, sources, device): distilled(cfg, home, sources, device)
@@ -166,8 +193,12 @@ def _make_made(cfg, home, sources, device): distilled(cfg, home, sources, device
 def _ckpt(home, cfg): return home/'ckpt'/f'{cfg.key}.pt'
 
 def _make_row(cfg, path, home, sources, device):
-    ckpt, store, rows = _ckpt(home, cfg), home/'labels'/cfg.key, ResultStore(path)
-    if cfg not in rows: rows.add(run_one(cfg, *_sets(cfg, sources), recorded(cfg, home, sources, device), device, None, ckpt, taught(cfg, home, sources, device), store, distilled(cfg, home, sources, device)))
+    ckpt = _ckpt(home, cfg)
+    store = home/'labels'/cfg.key
+    rows = ResultStore(path)
+    if cfg not in rows:
+        rows.add(run_one(cfg, *_sets(cfg, sources), recorded(cfg, home, sources, device), device, None, ckpt,
+                         taught(cfg, home, sources, device), store, distilled(cfg, home, sources, device)))
     _clear(home, cfg)
 
 def _clear(home, cfg):
@@ -183,7 +214,8 @@ def process_pool(
     "Processes with one thread each: small networks gain more from two runs at once than from two threads in one."
     modules = [modules] if isinstance(modules, str) else list(modules)
     for m in modules: import_module(m) # before a worker dies of it
-    return ProcessPoolExecutor(workers or os.cpu_count(), multiprocessing.get_context('spawn'), _start_worker, (modules,))
+    return ProcessPoolExecutor(workers or os.cpu_count(), multiprocessing.get_context('spawn'), _start_worker,
+                               (modules,))
 
 def _start_worker(modules):
     for m in modules: import_module(m)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from .core import Refused
 
 # %% ../nbs/library/05_imageset.ipynb #d13dce9d
 IMAGENET_STATS = (.485,.456,.406), (.229,.224,.225)
@@ -20,7 +21,8 @@ class ImageSet:
     images:Tensor              # (N,3,H,W) uint8, resident; or `LazyImages`, the same behind a read
     labels:Tensor              # (N,) int64 in [0,C)
     classes:tuple              # C names, at least two; `labels` index it
-    index:Tensor|None=None     # (N,grid²) int64 positions in the full set, row-major cells; -1 = unknown; default 0..N-1
+    # (N,grid²) int64 positions in the full set, row-major cells; -1 = unknown; default 0..N-1
+    index:Tensor|None=None
     grid:int=1                 # 1 = plain images, f = composites of f×f cells
     name:str=''                # where the images come from, for tables
     stats:tuple=IMAGENET_STATS # ((3) mean, (3) std) of pixels in [0,1], for normalising
@@ -53,15 +55,17 @@ class ImageSet:
 
 # %% ../nbs/library/05_imageset.ipynb #76710c92
 def _check_set(s):
-    n, c = len(s.labels), len(s.classes)
+    n = len(s.labels)
+    c = len(s.classes)
     if s.images.dtype!=torch.uint8 or len(s.images.shape)!=4 or s.images.shape[1]!=3:
-        raise ValueError(f"images are {s.images.dtype} {tuple(s.images.shape)}: give uint8 of shape (N,3,H,W)")
-    if len(s.images)!=n: raise ValueError(f"{len(s.images)} images but {n} labels: one label an image is needed")
-    if c<2: raise ValueError(f"only one class, {s.classes}: a classifier needs at least two")
-    if len(set(s.classes))<c: raise ValueError(f"two classes share a name in {s.classes}: rename one")
+        raise Refused(f"images are {s.images.dtype} {tuple(s.images.shape)}", "give uint8 of shape (N,3,H,W)")
+    if len(s.images)!=n: raise Refused(f"{len(s.images)} images but {n} labels", "one label an image is needed")
+    if c<2: raise Refused(f"only one class, {s.classes}", "a classifier needs at least two")
+    if len(set(s.classes))<c: raise Refused(f"two classes share a name in {s.classes}", "rename one")
     if n and not 0<=int(s.labels.min())<=int(s.labels.max())<c:
-        raise ValueError(f"labels run from {s.labels.min()} to {s.labels.max()}, but {c} classes allow 0 to {c-1}")
-    if tuple(s.index.shape)!=(n, s.grid**2): raise ValueError(f"index has shape {tuple(s.index.shape)}: needed {(n, s.grid**2)}")
+        raise Refused(f"labels run from {s.labels.min()} to {s.labels.max()}, but {c} classes allow 0 to {c-1}")
+    if tuple(s.index.shape)!=(n, s.grid**2):
+        raise Refused(f"index has shape {tuple(s.index.shape)}", f"needed {(n, s.grid**2)}")
 
 # %% ../nbs/library/05_imageset.ipynb #2c855c0b
 def match_classes(
@@ -70,7 +74,9 @@ def match_classes(
 ) -> ImageSet:      # `test`, its labels in `train`'s order
     "Renumber the labels of `test` by class name."
     unknown = sorted(set(test.classes)-set(train.classes))
-    if unknown: raise ValueError(f"test classes {', '.join(unknown[:5])} are not among the training classes {', '.join(train.classes[:10])}: use the same names")
+    if unknown:
+        raise Refused(f"test classes {', '.join(unknown[:5])} are not among the training classes "
+                      f"{', '.join(train.classes[:10])}", "use the same names")
     to = torch.tensor([train.classes.index(c) for c in test.classes])
     return replace(test, labels=to[test.labels], classes=train.classes, stats=train.stats)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np, torch
 from torch import Tensor
 from torch.profiler import record_function
-from .core import config_hash, generator, lookup, to_jsonable
+from .core import config_hash, generator, lookup, Refused, to_jsonable
 from .storage import atomic_write, check_writable, file_lock
 from .machine import pick_device, pick_dtype
 from .progress import progress
@@ -31,19 +31,24 @@ from .codecs import _row_bytes, CODECS, smallest_uint
 # %% ../nbs/library/25_label_store.ipynb #2d849631
 def _fields(data, recipe, cfg):
     "{name: (per 'label' or 'step', dtype, shape)} of a store."
-    a, side = recipe.augment, smallest_uint(max(data.size))
+    a = recipe.augment
+    side = smallest_uint(max(data.size))
     per = 'step' if a.mix_per=='batch' else 'label'
-    f = {k:('label', d, s) for k,(d,s) in CODECS[cfg.codec].arrays(data.n_classes).items()} | dict(check=('step', '<u4', ()))
+    f = ({k:('label', d, s) for k,(d,s) in CODECS[cfg.codec].arrays(data.n_classes).items()}
+         | dict(check=('step', '<u4', ())))
     if cfg.views=='seed': return f
     f |= dict(image=('label', smallest_uint(len(data)-1), ()), box=('label', side, (4,)), flip=('label', 'u1', ()))
     if a.patches.startswith('shuffle') and data.grid>1: f |= dict(order=('label', 'u1', (data.grid**2,)))
-    if a.mix!='none': f |= dict(partner=('label', smallest_uint(recipe.batch-1), ()), lam=(per, '<f4', ()), mixbox=(per, side, (4,)))
+    if a.mix!='none':
+        f |= dict(partner=('label', smallest_uint(recipe.batch-1), ()), lam=(per, '<f4', ()), mixbox=(per, side, (4,)))
     return f
 
 def _flat(idx, view, per='step'):
     "A step's images and view as arrays."
     cut = slice(1) if per=='step' else slice(None)
-    a = dict(image=idx, box=view.box, flip=view.flip, order=view.order) | ({} if view.mix is None else dict(partner=view.mix.partner, lam=view.mix.lam[cut], mixbox=view.mix.box[cut]))
+    a = dict(image=idx, box=view.box, flip=view.flip,
+             order=view.order) | ({} if view.mix is None else dict(partner=view.mix.partner, lam=view.mix.lam[cut],
+                                                                   mixbox=view.mix.box[cut]))
     return {k:v.cpu().numpy() for k,v in a.items() if v is not None}
 
 def _view(a, kind, dev):
@@ -65,15 +70,19 @@ class LabelStoreCfg:
     share:float=1.     # of the steps that a pool keeps, in (0,1]
     def __post_init__(self):
         lookup(CODECS, self.codec, 'codec')
-        if self.pool not in POOLS or self.views not in ('stored','seed'): raise ValueError(f"pool={self.pool!r}, views={self.views!r}: choose one of {', '.join(POOLS)} and 'stored' or 'seed'")
-        if not 0<self.share<=1 or (self.pool=='all' and self.share!=1): raise ValueError(f"share={self.share} with pool={self.pool!r}: a share lies in 0 to 1, and of 'all' it is 1")
+        if self.pool not in POOLS or self.views not in ('stored','seed'):
+            raise Refused(f"pool={self.pool!r}, views={self.views!r}",
+                          f"choose one of {', '.join(POOLS)} and 'stored' or 'seed'")
+        if not 0<self.share<=1 or (self.pool=='all' and self.share!=1):
+            raise Refused(f"share={self.share} with pool={self.pool!r}", "a share lies in 0 to 1, and of 'all' it is 1")
 
 def _kept(data, recipe, seed, cfg):
     "(n,2) int64: epoch and batch of every kept step, in writing order."
     per = len(data)//recipe.batch if cfg.pool!='all' else -(-len(data)//recipe.batch)
     every = np.stack(np.divmod(np.arange(recipe.epochs*per), per), 1)
     n = max(1, round(cfg.share*len(every)))
-    return every[:n] if cfg.pool!='shuffled' else every[torch.randperm(len(every), generator=generator(seed, 'pool'))[:n].sort().values.numpy()]
+    return (every[:n] if cfg.pool!='shuffled'
+            else every[torch.randperm(len(every), generator=generator(seed, 'pool'))[:n].sort().values.numpy()])
 
 def _drawn(data, recipe, seed, where, dev):
     "Images and views of the steps `where`, as `LabelSource` draws them."
@@ -115,7 +124,8 @@ def label_bytes(
 
 def _lengths(data, recipe, where):
     "Images of every kept step."
-    last, rest = -(-len(data)//recipe.batch)-1, len(data)%recipe.batch or recipe.batch
+    last = -(-len(data)//recipe.batch)-1
+    rest = len(data)%recipe.batch or recipe.batch
     return [rest if b==last else recipe.batch for _,b in where.tolist()]
 
 # %% ../nbs/library/25_label_store.ipynb #d3df2cad
@@ -147,12 +157,18 @@ def write_labels(
     dtype=None,        # the teacher's autocast type; `None`: `pick_dtype`
 ) -> Path:             # the folder, complete
     "Ask the teacher about every view once and keep its answers; goes on where an earlier call was stopped."
-    if init_distributed()[1]>1: raise ValueError("labels are written by one process: start it without torchrun")
+    if init_distributed()[1]>1: raise Refused("labels are written by one process", "start it without torchrun")
     labels.check(data, recipe)
-    dev, path, where = pick_device(device), check_empty_folder(path), _kept(data, recipe, seed, cfg)
-    if not len(where): raise ValueError(f"{len(data)} images make no full batch of {recipe.batch}: a pool keeps full batches, lower the batch or use pool='all'")
-    meta = dict(set=content_hash(data), name=data.name, images=len(data), size=data.size, grid=data.grid, classes=data.n_classes, recipe=to_jsonable(recipe), teacher=labels.key,
-                seed=seed, cfg=to_jsonable(cfg), steps=len(where), device=dev.type, dtype=str(dtype or pick_dtype(dev)), lengths=_lengths(data, recipe, where))
+    dev = pick_device(device)
+    path = check_empty_folder(path)
+    where = _kept(data, recipe, seed, cfg)
+    if not len(where):
+        raise Refused(f"{len(data)} images make no full batch of {recipe.batch}",
+                      "a pool keeps full batches, lower the batch or use pool='all'")
+    meta = dict(set=content_hash(data), name=data.name, images=len(data), size=data.size, grid=data.grid,
+                classes=data.n_classes, recipe=to_jsonable(recipe), teacher=labels.key,
+                seed=seed, cfg=to_jsonable(cfg), steps=len(where), device=dev.type,
+                dtype=str(dtype or pick_dtype(dev)), lengths=_lengths(data, recipe, where))
     with file_lock(path): # two may want the same
         part = _part(check_empty_folder(path), meta)
         _ask_all(part, data, recipe, labels, seed, cfg, dev, dtype, where, meta['lengths'])
@@ -163,23 +179,32 @@ def write_labels(
 def _ask_all(part, data, recipe, labels, seed, cfg, dev, dtype, where, lengths):
     "Fill the columns of a store from where they end."
     fields, per = _fields(data, recipe, cfg), 'step' if recipe.augment.mix_per=='batch' else 'label'
-    files = {k:_Column(part/f'{k}.npy', d, s, len(where) if how=='step' else sum(lengths)) for k,(how,d,s) in fields.items()}
+    files = {k:_Column(part/f'{k}.npy', d, s, len(where) if how=='step' else sum(lengths))
+             for k,(how,d,s) in fields.items()}
     done = i = _rewind(files, fields, lengths)
     try:
         for i,(idx,view) in enumerate(progress(_drawn(data, recipe, seed, where, dev), 'labels', len(where))):
             if i<done: continue
             z = label_batch(data, idx, view, recipe, labels, dev, dtype)
-            with record_function('labels: encode'): arrays = _typed(_flat(idx, view, per) | _encoded(z, cfg.codec, i), data, recipe, cfg)
+            with record_function('labels: encode'):
+                arrays = _typed(_flat(idx, view, per) | _encoded(z, cfg.codec, i), data, recipe, cfg)
             with record_function('labels: write'):
                 for k,f in files.items(): f.add(np.array([_check(arrays)], '<u4') if k=='check' else arrays[k])
         for f in files.values(): f.close()
-    except KeyboardInterrupt as e: raise KeyboardInterrupt(f"stopped at step {i} of {len(where)}: ask for the same labels again to go on from {part}") from e
-    except OSError as e: raise OSError(e.errno, f"{part} could not be written at step {i} of {len(where)} ({e.strerror or e}): free some space and ask for the same labels again to go on") from e
+    except KeyboardInterrupt as e:
+        raise KeyboardInterrupt(f"stopped at step {i} of {len(where)}: ask for the same labels again to go on from "
+                                f"{part}") from e
+    except OSError as e:
+        raise OSError(e.errno,
+                      f"{part} could not be written at step {i} of {len(where)} ({e.strerror or e}): free some space "
+                      f"and ask for the same labels again to go on") from e
 
 def _encoded(z, codec, step):
     "Answers as a codec keeps them, if it can."
     with np.errstate(over='ignore', invalid='ignore'): arrays = CODECS[codec].encode(z)
-    if not all(np.isfinite(v).all() for v in arrays.values() if v.dtype.kind=='f'): raise ValueError(f"the teacher's logits at step {step} reach {z.abs().max():.3g}, more than {codec!r} can hold: use codec='fp32', or look at the teacher")
+    if not all(np.isfinite(v).all() for v in arrays.values() if v.dtype.kind=='f'):
+        raise Refused(f"the teacher's logits at step {step} reach {z.abs().max():.3g}, more than {codec!r} can hold",
+                      "use codec='fp32', or look at the teacher")
     return arrays
 
 # %% ../nbs/library/25_label_store.ipynb #50964754
@@ -193,32 +218,43 @@ def _check(arrays): return zlib.crc32(b''.join(np.ascontiguousarray(arrays[k]).t
 def _part(path, meta):
     "The folder of an unfinished store: a new one, or what an earlier call left."
     part = check_writable(path).with_name(f'{path.name}.part')
-    about, file = json.dumps(meta|dict(check=config_hash(meta)), sort_keys=True), part/'meta.json'
+    about = json.dumps(meta|dict(check=config_hash(meta)), sort_keys=True)
+    file = part/'meta.json'
     part.mkdir(exist_ok=True)
     if not file.exists(): atomic_write(file, lambda tmp: tmp.write_text(about))
-    elif file.read_text()!=about: raise ValueError(f"{part} holds a part of other labels: remove it, or ask for the same set, recipe, teacher, precision and codec")
+    elif file.read_text()!=about:
+        raise Refused(f"{part} holds a part of other labels",
+                      "remove it, or ask for the same set, recipe, teacher, precision and codec")
     return part
 
 def _head(dtype, shape, rows):
     "How an .npy file begins."
-    np.lib.format.write_array_header_1_0(out := io.BytesIO(), dict(descr=np.dtype(dtype).str, fortran_order=False, shape=(rows,*shape)))
+    np.lib.format.write_array_header_1_0(out := io.BytesIO(), dict(descr=np.dtype(dtype).str, fortran_order=False,
+                                                                   shape=(rows,*shape)))
     return out.getvalue()
 
 class _Column:
     "An .npy file that grows by rows."
     def __init__(self, path, dtype, shape, rows):
         head = _head(dtype, shape, rows)
-        self.head, self.row = len(head), _row_bytes(dtype, shape)
+        self.head = len(head)
+        self.row = _row_bytes(dtype, shape)
         if not path.exists() or path.stat().st_size<len(head): path.write_bytes(head)
         self.file = open(path, 'r+b')
     def rows(self): return (os.fstat(self.file.fileno()).st_size-self.head)//self.row
-    def cut(self, rows): self.file.truncate(self.head+rows*self.row); self.file.seek(0, 2)
+    def cut(self, rows):
+        self.file.truncate(self.head+rows*self.row)
+        self.file.seek(0, 2)
     def add(self, array): self.file.write(np.ascontiguousarray(array).tobytes())
-    def close(self): self.file.flush(); os.fsync(self.file.fileno()); self.file.close()
+    def close(self):
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
 
 def _rewind(files, fields, lengths):
     "Steps that all columns hold; what is beyond is cut off."
     ends = np.concatenate([[0], np.cumsum(lengths)])
-    done = min(f.rows() if fields[k][0]=='step' else int(np.searchsorted(ends, f.rows(), 'right'))-1 for k,f in files.items())
+    done = min(f.rows() if fields[k][0]=='step' else int(np.searchsorted(ends, f.rows(), 'right'))-1
+               for k,f in files.items())
     for k,f in files.items(): f.cut(done if fields[k][0]=='step' else int(ends[done]))
     return done

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import torch
+from .core import Refused
 
 # %% ../nbs/library/02_machine.ipynb #4a3d2fed
 def pick_device(
@@ -19,10 +20,14 @@ def pick_device(
     "The device asked for, checked; or CUDA, then Apple's MPS, then the CPU."
     have = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
     kind = str(name or next(k for k,v in have.items() if v))
-    if kind=='cuda' and 'LOCAL_RANK' in os.environ: kind = f"cuda:{os.environ['LOCAL_RANK']}" # torchrun: one process a GPU
-    if not have.get(kind.split(':')[0]): raise ValueError(f"device {kind!r} is not here: choose one of {', '.join(k for k,v in have.items() if v)}")
+    # torchrun: one process a GPU
+    if kind=='cuda' and 'LOCAL_RANK' in os.environ: kind = f"cuda:{os.environ['LOCAL_RANK']}"
+    if not have.get(kind.split(':')[0]):
+        raise Refused(f"device {kind!r} is not here", f"choose one of {', '.join(k for k,v in have.items() if v)}")
     device = torch.device(kind)
-    if device.type=='cuda' and (device.index or 0)>=torch.cuda.device_count(): raise ValueError(f"device {kind!r} is not here: there are {torch.cuda.device_count()}, numbered from 0 (under torchrun, one a process)")
+    if device.type=='cuda' and (device.index or 0)>=torch.cuda.device_count():
+        raise Refused(f"device {kind!r} is not here",
+                      f"there are {torch.cuda.device_count()}, numbered from 0 (under torchrun, one a process)")
     return device
 
 def pick_dtype(
@@ -35,7 +40,8 @@ def pick_dtype(
     return torch.float32
 
 def _cpu_has_bf16():
-    probe = getattr(torch.cpu, '_is_avx512_bf16_supported', None) or getattr(torch._C._cpu, '_is_avx512_bf16_supported', None)
+    probe = getattr(torch.cpu, '_is_avx512_bf16_supported',
+                    None) or getattr(torch._C._cpu, '_is_avx512_bf16_supported', None)
     return bool(probe and probe())
 
 def environment_info(
@@ -67,7 +73,8 @@ def thread_pool(
 
 @lru_cache
 def _pool(n, process):
-    main, all_here = torch.get_num_threads(), threading.Barrier(n+1)
+    main = torch.get_num_threads()
+    all_here = threading.Barrier(n+1)
     def start():
         torch.get_num_threads() # before a thread's first question torch forgets what it was told
         torch.set_num_threads(1) # torch's own threads would fight ours for the cores

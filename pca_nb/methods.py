@@ -13,6 +13,7 @@ from math import ceil
 from typing import Callable
 
 import torch
+from .core import Refused
 from .imageset import ImageSet
 from .prune import CCS_BETA, check_budget, PRUNERS, random_balanced, take_by_difficulty
 from .resize import cell_edges
@@ -48,7 +49,8 @@ class Method:
     factor:int=1        # cells along each axis of a stored image; 0 = 2 above 64 px, 1 below
     patches:str='none'  # how composites are augmented, see `AugmentCfg`
     teachers:str=''     # '' = no network, 'one' = the protocol's, 'other' = another, 'several' = all
-    cfg:Callable|None=None # cfg(size, share, n) -> its constants; share of the published steps, n images a class that are needed
+    # cfg(size, share, n) -> its constants; share of the published steps, n images a class that are needed
+    cfg:Callable|None=None
     decode:bool=False   # cells are cut apart before training, f² images from one (IDC, Kim et al. 2022, 2205.14959)
     def factor_at(self, size:int) -> int: return self.factor or 1+(size>64)
 
@@ -65,7 +67,8 @@ def make_pca_crop(full, ipc, use):
     "PCA with every chosen image cut down to its best crop first: the paper's Table 10."
     idx = take_by_difficulty(use.scores, full.labels, full.classes, ipc*use.tiling.factor**2, use.g)
     crops = selective_crop(full[idx], use.teachers[0].net, use.cfg, use.g)
-    return combine(crops, assign_to_cells(torch.arange(len(idx)), full.n_classes, use.tiling.factor, use.g), use.tiling.shrink)
+    return combine(crops, assign_to_cells(torch.arange(len(idx)), full.n_classes, use.tiling.factor, use.g),
+                   use.tiling.shrink)
 
 def make_tiles(full, ipc, use):
     "Composites of random images: combine without prune."
@@ -77,7 +80,8 @@ def make_noise(full, ipc, use):
     labels = torch.arange(full.n_classes).repeat_interleave(ipc)
     mean,std = (torch.tensor(s)[:,None,None] for s in full.stats)
     x = torch.randn(len(labels), 3, *full.size, generator=use.g)*std+mean
-    return ImageSet((255*x.clamp(0, 1)).round().to(torch.uint8), labels, full.classes, torch.full((len(labels),1), -1), stats=full.stats)
+    return ImageSet((255*x.clamp(0, 1)).round().to(torch.uint8), labels, full.classes, torch.full((len(labels),1), -1),
+                    stats=full.stats)
 
 def make_rded(full, ipc, use):
     "RDED in the shape of a method."
@@ -88,13 +92,15 @@ def make_distilled(full, ipc, use):
     s, log = synthesise(full, ipc, use.cfg, use.teachers, use.seed, use.ckpt, use.device)
     ends = log.groupby('batch').stat.agg(['first','last']).mean()
     use.notes.update(steps=use.cfg.steps, batches=int(log.batch.max())+1, stat=[round(float(v), 3) for v in ends],
-                    right=[round(100*confusion_matrix(t.net, s).diagonal().sum().item()/len(s), 2) for t in use.teachers])
+                    right=[round(100*confusion_matrix(t.net, s).diagonal().sum().item()/len(s), 2)
+                           for t in use.teachers])
     return s
 
 # %% ../nbs/benchmark/35_methods.ipynb #d21cde37
 PATCH_VARIANTS = ('none','shuffle','shuffle4') # other ways to see composites, for the ablation
-_crops = lambda **kw: lambda size, share, n: CropSearchCfg(pool=max(300, ceil(1.5*n)), **kw) # at least RDED's 300; its default for larger sets is 600
-_distil = lambda name: lambda size, share, n: distil_cfg(name, size, share)
+# at least RDED's 300; its default for larger sets is 600
+def _crops(**kw): return lambda size, share, n: CropSearchCfg(pool=max(300, ceil(1.5*n)), **kw)
+def _distil(name): return lambda size, share, n: distil_cfg(name, size, share)
 METHODS = { # name -> Method
     'random': Method(make_pruned('random')),
     'noise':  Method(make_noise),
@@ -106,16 +112,20 @@ METHODS = { # name -> Method
     'pca':        Method(make_pca, 'el2n', 2, 'extract'),
     **{f'pca-{s}': Method(make_pca, s, 2, 'extract') for s in SCORES if s!='el2n'},
     'tiles':      Method(make_tiles, '', 2, 'extract'),
-    **{f'{m}+{p}': Method(f, s, 2, p) for m,f,s in (('pca',make_pca,'el2n'), ('tiles',make_tiles,'')) for p in PATCH_VARIANTS},
+    **{f'{m}+{p}': Method(f, s, 2, p) for m,f,s in (('pca',make_pca,'el2n'), ('tiles',make_tiles,''))
+       for p in PATCH_VARIANTS},
     'pca+decode': Method(make_pca, 'el2n', 2, decode=True),
-    **{f'pca-crop-{m}'+'-other'*(o=='other'): Method(make_pca_crop, 'el2n', 2, 'extract', o, _crops(metric=m)) for m in ('nll','entropy') for o in ('one','other')},
+    **{f'pca-crop-{m}'+'-other'*(o=='other'): Method(make_pca_crop, 'el2n', 2, 'extract', o, _crops(metric=m))
+       for m in ('nll','entropy') for o in ('one','other')},
     'rded':            Method(make_rded, '', 0, 'none', 'one', _crops()),
     'rded-f2':         Method(make_rded, '', 2, 'none', 'one', _crops()),
     'rded-f2+extract': Method(make_rded, '', 2, 'extract', 'one', _crops()),
-    **{k: Method(make_distilled, teachers='several' if k.startswith(('gvbsm','edc')) else 'one', cfg=_distil(k)) for k in DISTILLERS},
+    **{k: Method(make_distilled, teachers='several' if k.startswith(('gvbsm','edc')) else 'one', cfg=_distil(k))
+       for k in DISTILLERS},
 }
 DISTILLED = ('sre2l','cda','gvbsm','lpld','rded','dwa','edc')
-BENCH = ('random', *DISTILLED, 'forgetting-easyB','el2n-easyB','aum-easyB','ccs','pca') # the columns of Tables 4 and 5, and EDC
+# the columns of Tables 4 and 5, and EDC
+BENCH = ('random', *DISTILLED, 'forgetting-easyB','el2n-easyB','aum-easyB','ccs','pca')
 
 # %% ../nbs/benchmark/35_methods.ipynb #ace613b7
 def method_cfg_for(
@@ -144,11 +154,16 @@ def check_output(
     method:str,    # its name, for the message
 ) -> ImageSet:     # `s`
     "Refuse a set that cannot stand beside others: of another number, size or kind of images, or with a false provenance."
-    same = dict(classes=(s.classes, full.classes), size=(s.size, full.size), stats=(s.stats, full.stats), images=(len(s), ipc*full.n_classes))
+    same = dict(classes=(s.classes, full.classes), size=(s.size, full.size), stats=(s.stats, full.stats),
+                images=(len(s), ipc*full.n_classes))
     for what,(is_,should) in same.items():
-        if is_!=should: raise ValueError(f"{method} stored a set with {what} {is_}, {should} are asked for: take the rest from the full set, as `full[idx]` and `replace(full, images=…)` do")
+        if is_!=should:
+            raise Refused(f"{method} stored a set with {what} {is_}, {should} are asked for",
+                          "take the rest from the full set, as `full[idx]` and `replace(full, images=…)` do")
     from_ = s.index.clamp(min=0)
-    if from_.max()>=len(full) or ((full.labels[from_]!=s.labels[:,None])&(s.index>=0)).any(): raise ValueError(f"{method} stored images whose `index` names images of other classes: give their positions in the full set, or -1 for what was made")
+    if from_.max()>=len(full) or ((full.labels[from_]!=s.labels[:,None])&(s.index>=0)).any():
+        raise Refused(f"{method} stored images whose `index` names images of other classes",
+                      "give their positions in the full set, or -1 for what was made")
     return s
 
 def check_method(
@@ -159,9 +174,10 @@ def check_method(
 ):
     "Refuse a method that cannot make its set of these images, before they are scored."
     what = f'{method} with ipc={ipc}'+(f' and factor={factor}' if factor>1 else '')
-    if factor>1 and full.grid>1: raise ValueError(f"{full!r} is a set of composites: combine plain images")
+    if factor>1 and full.grid>1: raise Refused(f"{full!r} is a set of composites", "combine plain images")
     cell_edges(min(full.size), factor)
     free = method.endswith(('-easy','-hard','-global')) # these need a total, not so many of each class
     check_budget(full.labels, full.classes, 1 if free else ipc*factor**2, what)
     left = len(full)-int(CCS_BETA*len(full)) if method.startswith('ccs') else len(full)
-    if ipc*full.n_classes>left: raise ValueError(f"{what} needs {ipc*full.n_classes} images, but {left} of {len(full)} can be kept: lower ipc")
+    if ipc*full.n_classes>left:
+        raise Refused(f"{what} needs {ipc*full.n_classes} images, but {left} of {len(full)} can be kept", "lower ipc")

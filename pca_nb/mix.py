@@ -25,8 +25,10 @@ class MixParams:
 def _clipped_boxes(h, w, size, u):
     "Boxes of sides h,w centred at u·size, clipped; (n,4) int64."
     (H,W), half = size, lambda side: (side/2).long()
-    y,x = (u[0]*H).long(), (u[1]*W).long()
-    t,l = (y-half(h)).clamp(0,H), (x-half(w)).clamp(0,W)
+    y = (u[0]*H).long()
+    x = (u[1]*W).long()
+    t = (y-half(h)).clamp(0,H)
+    l = (x-half(w)).clamp(0,W)
     return torch.stack([t, l, (y+half(h)).clamp(0,H)-t, (x+half(w)).clamp(0,W)-l], 1)
 
 # %% ../nbs/library/13_mix.ipynb #16a58775
@@ -45,7 +47,8 @@ def draw_mix(
     m, (H,W) = (1 if per=='batch' else n), size
     partner = torch.rand(n, generator=g, device=device).argsort()
     gam = torch._standard_gamma(torch.full((2,m), float(alpha), device=device), generator=g)
-    lam, u = gam[0]/gam.sum(0), torch.rand(3, m, generator=g, device=device)
+    lam = gam[0]/gam.sum(0)
+    u = torch.rand(3, m, generator=g, device=device)
     on = u[2]<prob
     box_side = torch.full_like(lam, side) if kind=='cutout' else (1-lam).sqrt()
     box = _clipped_boxes(box_side*H, box_side*(H if kind=='cutout' else W), size, u[:2])*on[:,None]
@@ -75,7 +78,8 @@ def draw_mosaic(
     device='cpu',
 ) -> tuple:           # (n,4) int64 partners, the first the image itself; (n,2) int64 meeting point
     "Who meets where in a mosaic; the point lies in the middle half of both axes."
-    partners = torch.stack([torch.arange(n, device=device), *(torch.rand(n, generator=g, device=device).argsort() for _ in range(3))], 1)
+    partners = torch.stack([torch.arange(n, device=device), *(torch.rand(n, generator=g, device=device).argsort()
+                                                              for _ in range(3))], 1)
     point = (torch.rand(n, 2, generator=g, device=device)*.5+.25)*torch.tensor(size, device=device)
     return partners, point.long()
 

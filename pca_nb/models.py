@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch, torch.nn as nn, torchvision.models as tv
-from .core import generator, lookup
+from .core import generator, lookup, Refused
 
 # %% ../nbs/library/15_models.ipynb #300dd521
 class ConvNet(nn.Sequential):
@@ -23,10 +23,15 @@ class ConvNet(nn.Sequential):
         width:int=128,   # channels of every block
         norm:str='instance', # 'instance' or 'batch'
     ):
-        if size>>depth<1: raise ValueError(f"{depth} poolings leave nothing of {size} pixels: use at most depth {size.bit_length()-1}")
+        if size>>depth<1:
+            raise Refused(f"{depth} poolings leave nothing of {size} pixels",
+                          f"use at most depth {size.bit_length()-1}")
         make = dict(instance=lambda: nn.GroupNorm(width, width), batch=lambda: nn.BatchNorm2d(width))
-        block = lambda i: [nn.Conv2d(width if i else 3, width, 3, padding=1), lookup(make, norm, 'norm')(), nn.ReLU(inplace=True), nn.AvgPool2d(2)]
-        super().__init__(*[l for i in range(depth) for l in block(i)], nn.Flatten(), nn.Linear(width*(size>>depth)**2, n_classes))
+        def block(i):
+            return [nn.Conv2d(width if i else 3, width, 3, padding=1), lookup(make, norm, 'norm')(),
+                    nn.ReLU(inplace=True), nn.AvgPool2d(2)]
+        super().__init__(*[l for i in range(depth) for l in block(i)], nn.Flatten(),
+                         nn.Linear(width*(size>>depth)**2, n_classes))
 
 # %% ../nbs/library/15_models.ipynb #a98d3e81
 SMALL_IMAGE_SIDE = 64 # pixels; at this size and below a network takes its small-image form
@@ -81,14 +86,20 @@ def load_weights(
     path,          # file with a state dict; read without executing anything in it
 ) -> nn.Module:    # the same network
     "Fill a network from a checkpoint, or say what does not fit."
-    if not Path(path).is_file(): raise ValueError(f"no checkpoint at {path}: give a file, or 'imagenet' for torchvision's weights")
+    if not Path(path).is_file():
+        raise Refused(f"no checkpoint at {path}", "give a file, or 'imagenet' for torchvision's weights")
     state = torch.load(path, map_location='cpu', weights_only=True)
     have, want = ({k:tuple(v.shape) for k,v in d.items()} for d in (state, net.state_dict()))
-    odd = [f"{k}: file {have.get(k)}, network {want.get(k)}" for k in sorted(have.keys()|want.keys()) if have.get(k)!=want.get(k)]
-    if odd: raise ValueError(f"{path} does not fit the network ({len(odd)} differences, first {odd[0]}): check its name, size and classes")
+    odd = [f"{k}: file {have.get(k)}, network {want.get(k)}" for k in sorted(have.keys()|want.keys())
+           if have.get(k)!=want.get(k)]
+    if odd:
+        raise Refused(f"{path} does not fit the network ({len(odd)} differences, first {odd[0]})",
+                      "check its name, size and classes")
     net.load_state_dict(state)
     return net
 
 def _pretrained(name, n_classes, size):
-    if n_classes!=1000 or size<=SMALL_IMAGE_SIDE: raise ValueError(f"ImageNet weights have 1000 classes and a 224 px stem, asked for {n_classes} at {size} px: train a network instead")
+    if n_classes!=1000 or size<=SMALL_IMAGE_SIDE:
+        raise Refused(f"ImageNet weights have 1000 classes and a 224 px stem, asked for {n_classes} at {size} px",
+                      "train a network instead")
     return tv.get_model(name, weights='DEFAULT' if name=='swin_v2_t' else 'IMAGENET1K_V1')

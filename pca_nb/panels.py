@@ -46,16 +46,20 @@ def image_grid(
 def _lay(fig, place, rows, cols, labels, title=''):
     "Rows of images in a figure, each row with its name."
     H,W = next(r for r in rows if len(r)).shape[-2:]
-    blank = lambda r: torch.cat([r.cpu(), torch.full((cols-len(r),3,H,W), 255, dtype=torch.uint8)])
+    def blank(r): return torch.cat([r.cpu(), torch.full((cols-len(r),3,H,W), 255, dtype=torch.uint8)])
     ax = fig.add_axes(place)
     show_image(image_grid(torch.cat([blank(r[:cols]) for r in rows]), cols), ax)
     ax.set_title(title, fontsize=8, loc='left', pad=2)
-    ax.set_yticks([(H+1)*(i+.5) for i in range(len(rows))], labels, fontsize=7); ax.tick_params(length=0)
+    ax.set_yticks([(H+1)*(i+.5) for i in range(len(rows))], labels, fontsize=7)
+    ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     return ax
 
 # %% ../nbs/app/48_panels.ipynb #e7250008
-HIST, PLANE, BARS = (.06,.60,.26,.33), (.40,.60,.26,.33), (.73,.60,.25,.33) # axes of `score_panel`: left, bottom, width, height, shares of the figure
+# axes of `score_panel`: left, bottom, width, height, shares of the figure
+HIST = (.06,.60,.26,.33)
+PLANE = (.40,.60,.26,.33)
+BARS = (.73,.60,.25,.33)
 
 def clip_infinite(
     v:Tensor, # (N,) scores, some perhaps infinite
@@ -90,21 +94,29 @@ def score_panel(
     cols:int=16,     # images a row
 ) -> Picture:
     "A score, another, and the images in between, easiest to hardest, ten classes."
-    a, b = difficulty(dynamics, x), difficulty(dynamics, y)
-    idx, va, vb = select_images(a, b, low, high, box), clip_infinite(a).numpy(), clip_infinite(b).numpy()
+    a = difficulty(dynamics, x)
+    b = difficulty(dynamics, y)
+    idx = select_images(a, b, low, high, box)
+    va = clip_infinite(a).numpy()
+    vb = clip_infinite(b).numpy()
     fig = Picture(figsize=(9.4,6.4), dpi=80)
     h, p, r = (fig.add_axes(q) for q in (HIST, PLANE, BARS))
-    h.hist([va, va[idx]], bins=np.linspace(va.min(), va.max(), 41), histtype='stepfilled', color=['lightgrey','C0'], alpha=.8)
+    h.hist([va, va[idx]], bins=np.linspace(va.min(), va.max(), 41), histtype='stepfilled', color=['lightgrey','C0'],
+           alpha=.8)
     h.set_title(f'{x}: {len(idx)} of {len(a)} images', fontsize=9)
-    p.scatter(va, vb, s=3, color='lightgrey', lw=0); p.scatter(va[idx], vb[idx], s=3, color='C0', lw=0)
+    p.scatter(va, vb, s=3, color='lightgrey', lw=0)
+    p.scatter(va[idx], vb[idx], s=3, color='C0', lw=0)
     p.set_title(f'{y} against {x}', fontsize=9)
     only = take_by_difficulty(a, full.labels, full.classes, ipc, generator(0, 'subset'), balanced=False)
-    r.bar(range(full.n_classes), full.labels[only].bincount(minlength=full.n_classes), color='C1'); r.axhline(ipc, color='black', lw=1)
-    r.set_title(f'easiest {ipc*full.n_classes} without balance', fontsize=9); r.set_xticks(range(full.n_classes) if full.n_classes<=10 else [])
+    r.bar(range(full.n_classes), full.labels[only].bincount(minlength=full.n_classes), color='C1')
+    r.axhline(ipc, color='black', lw=1)
+    r.set_title(f'easiest {ipc*full.n_classes} without balance', fontsize=9)
+    r.set_xticks(range(full.n_classes) if full.n_classes<=10 else [])
     for ax in (h,p,r): ax.tick_params(labelsize=7)
     of = [idx[full.labels[idx]==c] for c in range(min(10, full.n_classes))]
-    spread = lambda i: i[torch.linspace(0, max(len(i)-1, 0), min(cols, len(i))).round().long()]
-    _lay(fig, (.06,.01,.92,.5), [full.images[spread(i)] for i in of], cols, [f'{c} ({len(i)})' for c,i in zip(full.classes, of)], 'easiest of these → hardest of these, evenly spaced')
+    def spread(i): return i[torch.linspace(0, max(len(i)-1, 0), min(cols, len(i))).round().long()]
+    _lay(fig, (.06,.01,.92,.5), [full.images[spread(i)] for i in of], cols,
+         [f'{c} ({len(i)})' for c,i in zip(full.classes, of)], 'easiest of these → hardest of these, evenly spaced')
     return fig
 
 def score_code(x='el2n', y='aum', low=0., high=100., box=None, ipc=10, cols=16) -> str:
@@ -116,7 +128,8 @@ idx = select_images(difficulty(dynamics, {x!r}), difficulty(dynamics, {y!r}), {w
 score_panel(full, dynamics, {x!r}, {y!r}, {what}, ipc={ipc})'''
 
 # %% ../nbs/app/48_panels.ipynb #e725000e
-BALANCED = ('easyB','hardB','random',*(r for r in PRUNERS if r.startswith('rank')),'ccs') # rules that give every class as many
+# rules that give every class as many
+BALANCED = ('easyB','hardB','random',*(r for r in PRUNERS if r.startswith('rank')),'ccs')
 AUGMENT_CHOICES = dict(none='seen as one', shuffle='seen shuffled', extract='seen extracted')
 
 def small_set(
@@ -145,7 +158,9 @@ def next_views(
 ) -> Tensor:         # (n,3,H,W) uint8
     "What a network sees of one image, an epoch each."
     mean,std = (torch.tensor(v)[:,None,None] for v in s.stats)
-    look = lambda e: apply_view(s.images[i:i+1], draw_view(1, s.size, AugmentCfg(crop_scale=crop, patches=patches), s.grid, generator(seed, 'show', e)), s.stats)[0]
+    def look(e):
+        return apply_view(s.images[i:i+1], draw_view(1, s.size, AugmentCfg(crop_scale=crop, patches=patches), s.grid,
+                                                     generator(seed, 'show', e)), s.stats)[0]
     return ((torch.stack([look(epoch+k) for k in range(n)])*std+mean)*255).round().clamp(0,255).to(torch.uint8)
 
 # %% ../nbs/app/48_panels.ipynb #e725a0e3
@@ -166,12 +181,18 @@ def pca_panel(
     idx, s = small_set(full, difficulty(dynamics, x), rule, ipc, factor, shrink)
     mine, n = s.images[cls*ipc:(cls+1)*ipc], ipc*factor**2
     chosen = full.images[idx[cls*n:(cls+1)*n]]
-    rows, names = [*chosen[:2*cols].split(cols), mine[:cols]], ['chosen',*['']*(len(chosen[:2*cols].split(cols))-1), 'stored']
+    rows = [*chosen[:2*cols].split(cols), mine[:cols]]
+    names = ['chosen',*['']*(len(chosen[:2*cols].split(cols))-1), 'stored']
     for p,nm in AUGMENT_CHOICES.items():
-        if p=='none' or factor>1 and (p=='extract' or s.size[0]%factor==0): rows.append(next_views(s, cls*ipc, p, epoch, cols, (crop,1.))); names.append(nm)
+        if p=='none' or factor>1 and (p=='extract' or s.size[0]%factor==0):
+            rows.append(next_views(s, cls*ipc, p, epoch, cols, (crop,1.)))
+            names.append(nm)
     size = sum(map(len, encode_images(s, 'png')))
     fig = Picture(figsize=(9.4,.8*len(rows)+.35), dpi=80)
-    _lay(fig, (.14,.01,.85,.9), rows, cols, names, f'{full.classes[cls]}: {len(chosen)} images in {ipc} stored; in all {len(s)} images, {size/1e3:.1f} kB as PNG; {len(idx)} of {len(full)} originals kept in some form ({len(idx)/len(full):.1%}); epochs {epoch} to {epoch+cols-1}')
+    _lay(fig, (.14,.01,.85,.9), rows, cols, names,
+         f'{full.classes[cls]}: {len(chosen)} images in {ipc} stored; in all {len(s)} images, {size/1e3:.1f} kB as '
+         f'PNG; {len(idx)} of {len(full)} originals kept in some form ({len(idx)/len(full):.1%}); epochs {epoch} to '
+         f'{epoch+cols-1}')
     return fig
 
 def pca_code(x='el2n', rule='easyB', ipc=2, factor=2, cls=0, epoch=0, shrink='lsq', crop=.08, cols=12) -> str:

@@ -46,22 +46,37 @@ def crop_panel(
     cloud=None,      # (2,n,N) of `crop_changes` for a subset; `None`: none is drawn
 ) -> Picture:
     "An image, a crop, the probabilities of both, and the cloud."
-    one, b = s[torch.tensor([i])], crop_of(s.size, ratio, k, box)
+    one = s[torch.tensor([i])]
+    b = crop_of(s.size, ratio, k, box)
     cropped = crop_images(one.images, b, s.size)
-    z = torch.cat([predict_logits(one, net), predict_logits(type(one)(cropped, one.labels, one.classes, stats=one.stats), net)]).double()
+    z = torch.cat([predict_logits(one, net),
+                   predict_logits(type(one)(cropped, one.labels, one.classes, stats=one.stats), net)]).double()
     (l0,l1), (h0,h1) = nll_and_entropy(z, one.labels.expand(2)).tolist()
     fig = Picture(figsize=(9.4,3.1), dpi=80)
     ax = show_image(one.images[0], fig.add_axes(CROPPED), f'{s.classes[one.labels[0]]}: NLL {l0:.3f}, entropy {h0:.3f}')
     draw_box(ax, b[0])
-    show_image(cropped[0], fig.add_axes((.33,.12,.2,.6)), f'crop, {b[0,2]*b[0,3]/(s.size[0]*s.size[1]):.0%} of the area:\nNLL {l1:.3f} ({l1-l0:+.3f}), entropy {h1:.3f} ({h1-h0:+.3f})')
-    bars, p = fig.add_axes((.57,.16,.17,.66)), z.softmax(1)
+    show_image(cropped[0], fig.add_axes((.33,.12,.2,.6)),
+               f'crop, {b[0,2]*b[0,3]/(s.size[0]*s.size[1]):.0%} of the area:\nNLL {l1:.3f} ({l1-l0:+.3f}), entropy '
+               f'{h1:.3f} ({h1-h0:+.3f})')
+    bars = fig.add_axes((.57,.16,.17,.66))
+    p = z.softmax(1)
     top = p.max(0).values.topk(min(10, p.shape[1])).indices.sort().values
-    for v,off,c,nm in ((p[0],-.2,'grey','whole'), (p[1],.2,'C3','crop')): bars.barh(np.arange(len(top))+off, v[top], .4, color=c, label=nm)
-    bars.set(yticks=range(len(top)), xlim=(0,1)); bars.set_yticklabels([s.classes[t] for t in top], fontsize=7); bars.invert_yaxis(); bars.legend(fontsize=6); bars.tick_params(labelsize=7); bars.set_title('probability', fontsize=8)
+    for v,off,c,nm in ((p[0],-.2,'grey','whole'), (p[1],.2,'C3','crop')):
+        bars.barh(np.arange(len(top))+off, v[top], .4, color=c, label=nm)
+    bars.set(yticks=range(len(top)), xlim=(0,1))
+    bars.set_yticklabels([s.classes[t] for t in top], fontsize=7)
+    bars.invert_yaxis()
+    bars.legend(fontsize=6)
+    bars.tick_params(labelsize=7)
+    bars.set_title('probability', fontsize=8)
     if cloud is not None:
         c = fig.add_axes((.81,.16,.18,.66))
-        c.scatter(*cloud.flatten(1), s=2, color='lightgrey', lw=0); c.axhline(0, lw=.5, color='grey'); c.axvline(0, lw=.5, color='grey')
-        c.plot(l1-l0, h1-h0, 'o', color='C3', ms=5); c.set_title('ΔNLL, Δ entropy', fontsize=8); c.tick_params(labelsize=7)
+        c.scatter(*cloud.flatten(1), s=2, color='lightgrey', lw=0)
+        c.axhline(0, lw=.5, color='grey')
+        c.axvline(0, lw=.5, color='grey')
+        c.plot(l1-l0, h1-h0, 'o', color='C3', ms=5)
+        c.set_title('ΔNLL, Δ entropy', fontsize=8)
+        c.tick_params(labelsize=7)
     return fig
 
 def crop_code(i=0, ratio=.5, k=0, box=None) -> str:
@@ -80,7 +95,8 @@ def label_answers(
     crop=(.08,1.),    # area range of its crop
 ) -> tuple:           # (N,3,H,W) float views, normalised; (N,C) float32 logits
     "Every image in view `k`, and what the teacher says of it."
-    x = apply_view(s.images, draw_view(len(s), s.size, AugmentCfg(crop_scale=crop, patches='extract'), s.grid, generator(k, 'label')), s.stats)
+    x = apply_view(s.images, draw_view(len(s), s.size, AugmentCfg(crop_scale=crop, patches='extract'), s.grid,
+                                       generator(k, 'label')), s.stats)
     with inference_mode_of(net) as dev: return x, net(x.to(dev)).float().cpu()
 
 # %% ../nbs/app/49_panels_runs.ipynb #e725a161
@@ -93,7 +109,8 @@ def stored_loss(
     c, C = CODECS[codec], z.shape[1]
     back = c.decode(c.encode(z), C)
     p, q = ((v.double()/temperature).log_softmax(1) for v in (z, back))
-    return dict(bytes=bytes_per_label(codec, C), kl=(p.exp()*(p-q)).sum(1).mean().item(), same=(z.argmax(1)==back.argmax(1)).double().mean().item())
+    return dict(bytes=bytes_per_label(codec, C), kl=(p.exp()*(p-q)).sum(1).mean().item(),
+                same=(z.argmax(1)==back.argmax(1)).double().mean().item())
 
 # %% ../nbs/app/49_panels_runs.ipynb #e725a163
 def label_panel(
@@ -112,15 +129,27 @@ def label_panel(
     fig = Picture(figsize=(9.4,3.1), dpi=80)
     show_image(s.images[i], fig.add_axes((.02,.1,.17,.62)), f'stored image: {s.classes[s.labels[i]]}')
     show_image((x[i]*std+mean).clamp(0,1), fig.add_axes((.21,.1,.17,.62)), f'view {k}')
-    bars, p = fig.add_axes((.45,.16,.2,.66)), [(v/temperature).softmax(1)[0] for v in (z[i:i+1], back)]
+    bars = fig.add_axes((.45,.16,.2,.66))
+    p = [(v/temperature).softmax(1)[0] for v in (z[i:i+1], back)]
     top = p[0].topk(min(10, len(p[0]))).indices.sort().values
-    for v,off,c,nm in ((p[0],-.2,'C0','live'), (p[1],.2,'C1',codec)): bars.barh(np.arange(len(top))+off, v[top], .4, color=c, label=nm)
-    bars.set(yticks=range(len(top)), xlim=(0,1)); bars.set_yticklabels([s.classes[t] for t in top], fontsize=7); bars.invert_yaxis(); bars.legend(fontsize=6); bars.tick_params(labelsize=7); bars.set_title(f'probability at T = {temperature:g}', fontsize=8)
+    for v,off,c,nm in ((p[0],-.2,'C0','live'), (p[1],.2,'C1',codec)):
+        bars.barh(np.arange(len(top))+off, v[top], .4, color=c, label=nm)
+    bars.set(yticks=range(len(top)), xlim=(0,1))
+    bars.set_yticklabels([s.classes[t] for t in top], fontsize=7)
+    bars.invert_yaxis()
+    bars.legend(fontsize=6)
+    bars.tick_params(labelsize=7)
+    bars.set_title(f'probability at T = {temperature:g}', fontsize=8)
     loss = {c:stored_loss(z, c, temperature) for c in CODECS}
     ax = fig.add_axes((.73,.16,.25,.66))
-    for c,v in loss.items(): ax.plot(v['bytes'], max(v['kl'], 1e-12), 'o', color='C1' if c==codec else 'grey', ms=7 if c==codec else 4); ax.annotate(c, (v['bytes'], max(v['kl'], 1e-12)), fontsize=6, xytext=(3,3), textcoords='offset points')
-    ax.set(xscale='log', yscale='log'); ax.xaxis.set_minor_formatter(NullFormatter()); ax.tick_params(labelsize=7)
-    ax.set_title(f"{codec}: {loss[codec]['bytes']} bytes a label,\nKL {loss[codec]['kl']:.2g} nats, same answer {loss[codec]['same']:.0%}", fontsize=8)
+    for c,v in loss.items():
+        ax.plot(v['bytes'], max(v['kl'], 1e-12), 'o', color='C1' if c==codec else 'grey', ms=7 if c==codec else 4)
+        ax.annotate(c, (v['bytes'], max(v['kl'], 1e-12)), fontsize=6, xytext=(3,3), textcoords='offset points')
+    ax.set(xscale='log', yscale='log')
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.tick_params(labelsize=7)
+    ax.set_title(f"{codec}: {loss[codec]['bytes']} bytes a label,\nKL {loss[codec]['kl']:.2g} nats, same answer "
+                 f"{loss[codec]['same']:.0%}", fontsize=8)
     return fig
 
 def label_code(i=0, k=0, temperature=1., codec='int4', crop=.08) -> str:
@@ -137,18 +166,28 @@ def run_panel(
 ) -> Picture:
     "Curves of running work, and the finished rows."
     fig = Picture(figsize=(9.4,3.2), dpi=80)
-    a, b = fig.add_axes((.07,.16,.4,.72)), fig.add_axes((.66,.16,.32,.72))
-    for k,(nm,c) in enumerate(curves.items()): a.plot(*zip(*c), color='C0' if k==len(curves)-1 else 'lightgrey', lw=1.2, label=nm if k==len(curves)-1 else None)
+    a = fig.add_axes((.07,.16,.4,.72))
+    b = fig.add_axes((.66,.16,.32,.72))
+    for k,(nm,c) in enumerate(curves.items()):
+        a.plot(*zip(*c), color='C0' if k==len(curves)-1 else 'lightgrey', lw=1.2, label=nm if k==len(curves)-1
+               else None)
     if curves: a.legend(fontsize=7, loc='lower right')
-    a.set(xlabel='epoch', ylabel='top-1 (%)', title='learning curves'); b.set(xlabel='top-1 (%)', title=f"{len(rows)} finished run{'s'*(len(rows)!=1)}")
+    a.set(xlabel='epoch', ylabel='top-1 (%)', title='learning curves')
+    b.set(xlabel='top-1 (%)', title=f"{len(rows)} finished run{'s'*(len(rows)!=1)}")
     if len(rows):
         names = list(dict.fromkeys(zip(rows.method, rows.ipc, rows.labels)))
         for y,(m,i,l) in enumerate(names):
             v = rows[(rows.method==m)&(rows.ipc==i)&(rows.labels==l)].top1
-            b.plot(v, [y]*len(v), 'o', color='C0', ms=4); b.plot([v.mean()]*2, [y-.3,y+.3], color='C0')
-        b.set_yticks(range(len(names)), [f'{m}, IPC {i}'+', soft'*(l=='soft') for m,i,l in names], fontsize=7); b.invert_yaxis()
+            b.plot(v, [y]*len(v), 'o', color='C0', ms=4)
+            b.plot([v.mean()]*2, [y-.3,y+.3], color='C0')
+        b.set_yticks(range(len(names)), [f'{m}, IPC {i}'+', soft'*(l=='soft') for m,i,l in names], fontsize=7)
+        b.invert_yaxis()
     else: b.set_yticks([])
-    for ax in (a,b): ax.tick_params(labelsize=7); ax.title.set_fontsize(9); ax.xaxis.label.set_fontsize(8); ax.yaxis.label.set_fontsize(8)
+    for ax in (a,b):
+        ax.tick_params(labelsize=7)
+        ax.title.set_fontsize(9)
+        ax.xaxis.label.set_fontsize(8)
+        ax.yaxis.label.set_fontsize(8)
     return fig
 
 # %% ../nbs/app/49_panels_runs.ipynb #e725a1a1

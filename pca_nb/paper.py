@@ -79,14 +79,17 @@ PUBLISHED |= {
 PUBLISHED |= {
     ('T11','pca, crop, row 1'):    (22.1, 39.0, None, 'S, bound lost'),
     ('T11','pca, crop 0.08'):      (22.8, 39.1, None, 'I: T5'),
-    **{('T11',f'pca, crop, row {k}'): (a, b, None, 'S, bound lost') for k,a,b in ((3,22.2,38.6), (4,21.0,35.5), (5,18.7,34.0))},
+    **{('T11',f'pca, crop, row {k}'): (a, b, None, 'S, bound lost')
+       for k,a,b in ((3,22.2,38.6), (4,21.0,35.5), (5,18.7,34.0))},
     ('T12','pca'):                 (25.6, None, None, 'S'),
     ('T12','pca, no crop'):        (21.6, None, None, 'S'),
     **{('T12',f'pca, {k} p {p}'): (v, None, None, 'S') for k,cells in { # under SGD
         'cutmix labels':         (23.8, 23.0, 17.4), 'cutmix':         (25.5, 24.7, 23.0),
-        'mixup labels':          (25.7, 23.0, 7.7),  'mixup':          (25.9, 25.1, 17.6), 'cutout':         (26.2, 25.7, 25.3),
+        'mixup labels':          (25.7, 23.0, 7.7),  'mixup':          (25.9, 25.1, 17.6),
+                                                                       'cutout':         (26.2, 25.7, 25.3),
         'no crop cutmix labels': (9.8, 8.1, 10.5),   'no crop cutmix': (15.6, 14.3, 12.5),
-        'no crop mixup labels':  (18.9, 17.4, 8.4),  'no crop mixup':  (19.2, 18.3, 15.6), 'no crop cutout': (22.7, 22.4, 21.8)}.items()
+        'no crop mixup labels':  (18.9, 17.4, 8.4),  'no crop mixup':  (19.2, 18.3, 15.6),
+                                                                       'no crop cutout': (22.7, 22.4, 21.8)}.items()
        for p,v in zip((.2,.5,1.), cells)},
 }
 
@@ -115,15 +118,19 @@ COSTS = { # Table 25, one RTX 3090: method -> stage -> time, gigabytes kept; Non
 
 # %% ../nbs/benchmark/41_paper.ipynb #e7a00002
 _EASY_TO_HARD = ('easy','easyB','random','hardB','hard') # our names of the paper's five subsets
-_rows = lambda *rows, names=_EASY_TO_HARD: {k:tuple(r[i] for r in rows) for i,k in enumerate(names)}
+def _rows(*rows, names=_EASY_TO_HARD): return {k:tuple(r[i] for r in rows) for i,k in enumerate(names)}
 PAPER_CROPS = { # Table -> what -> subset -> values, mean or (mean, std) over images
-    'T13': {'p_nll': _rows(((.63,.27),(.65,.27),(.72,.24)), ((.60,.29),(.62,.29),(.68,.27)), ((.59,.31),(.57,.32),(.63,.30)), ((.59,.30),(.54,.31),(.59,.29)), names=('easyB','hardB','random'))},
+    'T13': {'p_nll': _rows(((.63,.27),(.65,.27),(.72,.24)), ((.60,.29),(.62,.29),(.68,.27)),
+                           ((.59,.31),(.57,.32),(.63,.30)), ((.59,.30),(.54,.31),(.59,.29)),
+                           names=('easyB','hardB','random'))},
     'T14': {'corr':       dict(zip(_EASY_TO_HARD, (-.70,.66,.46,.03,-.60))),
             'concordant': dict(zip(_EASY_TO_HARD, (.25,.87,.85,.56,.29))),
             'nll':        dict(zip(_EASY_TO_HARD, ((-.05,.48),(.21,.24),(.76,.74),(.66,.89),(-.10,.70)))), # the rows' labels are lost;
             'entropy':    dict(zip(_EASY_TO_HARD, ((.21,.39),(.30,.48),(.62,.72),(.26,.69),(.23,.62))))},  # the last equals Table 16's first
-    'T15': {'p_entropy': _rows(((.59,.28),(.60,.28),(.67,.26),(.58,.28),(.57,.28)), ((.59,.29),(.58,.29),(.64,.28),(.56,.29),(.55,.29)),
-                               ((.60,.31),(.57,.31),(.60,.30),(.55,.31),(.55,.31)), ((.61,.30),(.58,.30),(.58,.29),(.55,.30),(.56,.30)))},
+    'T15': {'p_entropy': _rows(((.59,.28),(.60,.28),(.67,.26),(.58,.28),(.57,.28)),
+                               ((.59,.29),(.58,.29),(.64,.28),(.56,.29),(.55,.29)),
+                               ((.60,.31),(.57,.31),(.60,.30),(.55,.31),(.55,.31)),
+                               ((.61,.30),(.58,.30),(.58,.29),(.55,.30),(.56,.30)))},
     'T16': {'one': _rows((.21,.30,.63,.26,.23), (.12,.15,.44,.16,.13), (.09,.08,.21,.10,.09), (.07,.06,.10,.07,.06)),
             'two': _rows((.22,.35,.84,.32,.27), (.15,.19,.55,.21,.17), (.13,.12,.28,.15,.12), (.10,.09,.14,.10,.09))}}
 
@@ -132,12 +139,16 @@ def paper_values(
     table:str, # 'T5', 'T6', …
 ) -> pd.DataFrame: # method, ipc, paper (%), source
     "The published cells of one table."
-    rows = [dict(method=m, ipc=i, paper=v, source=vals[-1]) for (t,m),vals in PUBLISHED.items() if t==table for i,v in zip(IPCS, vals)]
-    if not rows: raise KeyError(f"unknown table {table!r}: choose one of {', '.join(dict.fromkeys(t for t,_ in PUBLISHED))}")
+    rows = [dict(method=m, ipc=i, paper=v, source=vals[-1]) for (t,m),vals in PUBLISHED.items() if t==table
+            for i,v in zip(IPCS, vals)]
+    if not rows:
+        raise KeyError(f"unknown table {table!r}: choose one of {', '.join(dict.fromkeys(t for t,_ in PUBLISHED))}")
     return pd.DataFrame(rows).astype(dict(paper=float))
 
 # %% ../nbs/benchmark/41_paper.ipynb #e81c4d39
-_COMMON = {'epochs':300, 'optimizer':'AdamW', 'learning rate':.001, 'smooth rate':False, 'batch':128, 'teachers':'single', 'loss':'KL', 'EMA':False, 'patch shuffle':False, 'crop':(.08,1.), 'flip':True, 'CutMix':True}
+_COMMON = {'epochs':300, 'optimizer':'AdamW', 'learning rate':.001, 'smooth rate':False, 'batch':128,
+           'teachers':'single', 'loss':'KL', 'EMA':False, 'patch shuffle':False, 'crop':(.08,1.), 'flip':True,
+           'CutMix':True}
 SETTINGS = { # method -> {setting: value}, Tables 1 and 17; the rate is a cosine in all
     'SRe2L':  _COMMON | {'batch':1024},
     'CDA':    _COMMON,
@@ -145,7 +156,8 @@ SETTINGS = { # method -> {setting: value}, Tables 1 and 17; the rate is a cosine
     'DWA':    _COMMON,
     'RDED':   _COMMON | {'smooth rate':True, 'batch':100, 'patch shuffle':True, 'crop':(.5,1.)},
     'G-VBSM': _COMMON | {'batch':1024, 'teachers':'ensemble', 'loss':'MSE+0.1×GT'},
-    'EDC':    _COMMON | {'smooth rate':True, 'batch':100, 'teachers':'ensemble', 'loss':'MSE+0.1×GT', 'EMA':True, 'patch shuffle':True, 'crop':(.5,1.)},
+    'EDC':    _COMMON | {'smooth rate':True, 'batch':100, 'teachers':'ensemble', 'loss':'MSE+0.1×GT', 'EMA':True,
+                         'patch shuffle':True, 'crop':(.5,1.)},
 }
 
 # %% ../nbs/benchmark/41_paper.ipynb #2c6d94be
@@ -154,12 +166,17 @@ def recipe_settings(
     teachers:int=1, # how many answer
 ) -> dict:          # {setting: value}, the keys of `SETTINGS`' columns
     "A recipe in the words of Tables 1 and 17."
-    a, loss = recipe.augment, dict(kl='KL', mse='MSE')[recipe.loss]+f'+{recipe.hard_weight:g}×GT'*(recipe.hard_weight>0)
-    return {'epochs':recipe.epochs, 'optimizer':dict(adamw='AdamW', sgd='SGD')[recipe.optimizer], 'learning rate':recipe.lr, 'smooth rate':recipe.schedule=='smoothed',
-            'batch':recipe.batch, 'teachers':'ensemble' if teachers>1 else 'single', 'loss':loss, 'EMA':recipe.ema>0, 'patch shuffle':a.patches.startswith('shuffle'),
+    a = recipe.augment
+    loss = dict(kl='KL', mse='MSE')[recipe.loss]+f'+{recipe.hard_weight:g}×GT'*(recipe.hard_weight>0)
+    return {'epochs':recipe.epochs, 'optimizer':dict(adamw='AdamW', sgd='SGD')[recipe.optimizer],
+            'learning rate':recipe.lr, 'smooth rate':recipe.schedule=='smoothed',
+            'batch':recipe.batch, 'teachers':'ensemble' if teachers>1 else 'single', 'loss':loss, 'EMA':recipe.ema>0,
+            'patch shuffle':a.patches.startswith('shuffle'),
             'crop':a.crop_scale, 'flip':a.flip>0, 'CutMix':a.mix=='cutmix'}
 
-PAPER_RECIPES = {'SRe2L':('sre2l',1), 'CDA':('soft',1), 'LPLD':('soft',1), 'DWA':('soft',1), 'RDED':('rded',1), 'G-VBSM':('gvbsm',4), 'EDC':('edc',4)} # column -> recipe, teachers
+# column -> recipe, teachers
+PAPER_RECIPES = {'SRe2L':('sre2l',1), 'CDA':('soft',1), 'LPLD':('soft',1), 'DWA':('soft',1), 'RDED':('rded',1),
+                 'G-VBSM':('gvbsm',4), 'EDC':('edc',4)}
 
 # %% ../nbs/benchmark/41_paper.ipynb #d5641c6f
 CLAIMS = { # number -> the claim in one sentence (hard labels unless said)
@@ -174,7 +191,8 @@ CLAIMS = { # number -> the claim in one sentence (hard labels unless said)
     9:  "Pure noise under soft labels trains above chance: 0.5 % (batch 128), 0.3 % (1024), chance 0.1 %.",
     10: "Without soft labels SRe2L falls from 33.5 to 1.5 % at IPC 10.",
     11: "Random subsets reach 4.6 / 20.6 / 31.7 % at IPC 10 / 50 / 100.",
-    12: "With hard labels all methods that match BatchNorm statistics fall far below random, DWA's real start included.",
+    12: "With hard labels all methods that match BatchNorm statistics fall far below random, DWA's real start "
+        "included.",
     13: "RDED is the one distillation method above random with hard labels.",
     14: "EL2N's easiest balanced images beat random at every IPC.",
     15: "AUM's easiest balanced images beat random; EL2N is at least as good.",
@@ -206,16 +224,20 @@ CLAIMS = { # number -> the claim in one sentence (hard labels unless said)
     41: "One PCA set trains other networks: 21.9 to 25.8 % at IPC 10, Swin 15.3.",
     42: "Accuracy rises with IPC for every network, and with capacity among ResNets.",
     43: "PCA without any soft label beats methods whose soft labels are strongly compressed.",
-    44: "A random crop raises the NLL of an image with probability below 1 (0.54 to 0.72), so that a crop that lowers it exists.",
-    45: "Changes of NLL and entropy go against each other on easy and on hard images (-0.70, -0.60), together on easy balanced and random ones (0.66, 0.46), and neither on hard balanced ones (0.03).",
-    46: "NLL can fall while entropy rises: mean changes -0.05 / 0.21 / 0.76 / 0.66 / -0.10 and 0.21 / 0.30 / 0.62 / 0.26 / 0.23 from easy to hard.",
+    44: "A random crop raises the NLL of an image with probability below 1 (0.54 to 0.72), so that a crop that "
+        "lowers it exists.",
+    45: "Changes of NLL and entropy go against each other on easy and on hard images (-0.70, -0.60), together on "
+        "easy balanced and random ones (0.66, 0.46), and neither on hard balanced ones (0.03).",
+    46: "NLL can fall while entropy rises: mean changes -0.05 / 0.21 / 0.76 / 0.66 / -0.10 and 0.21 / 0.30 / 0.62 / "
+        "0.26 / 0.23 from easy to hard.",
     47: "Cropping raises the expected entropy whatever the difficulty (probabilities 0.55 to 0.67).",
     48: "The smaller the share that is kept, the larger the rise of entropy.",
     49: "Two consecutive crops raise the entropy more than one that keeps the same share.",
     50: "Selective cropping lowers a set's entropy as stored; after training's crops it is higher, and accuracy lower.",
     51: "Sets of lower predictive entropy give higher test accuracy in small-data training.",
     52: "Of the compressed sets, pruned ones have the lowest mean entropy.",
-    53: "Soft labels for IPC 10 of ImageNet-1K take 5.67 GB, the images 0.15 GB; for IPC 20 of ImageNet-21K over 1.2 TB.",
+    53: "Soft labels for IPC 10 of ImageNet-1K take 5.67 GB, the images 0.15 GB; for IPC 20 of ImageNet-21K over 1.2 "
+        "TB.",
     54: "PCA costs ten epochs of scoring and nothing else; SRe2L 90 epochs, 580 and 33 minutes.",
     55: "Writing labels to disk dominates the processor time of relabelling: 22.56 of about 32 ms a batch.",
     56: "Training with soft labels takes 1.6 to 1.7 times as long as with hard ones.",
@@ -229,4 +251,5 @@ def compare_with_paper(
     "Our cells with the published ones of the same method."
     t = table.merge(paper_values(name), 'left', ['method','ipc'])
     ours = [f'{m:.1f} ± {s:.1f} ({n})' for m,s,n in zip(t['mean'], t['std'], t['n'])]
-    return t[['method','ipc']].assign(**{'ours, top-1 %':ours, 'paper, top-1 %':t.paper, 'gap':(t['mean']-t.paper).round(1)})
+    return t[['method','ipc']].assign(**{'ours, top-1 %':ours, 'paper, top-1 %':t.paper,
+                                         'gap':(t['mean']-t.paper).round(1)})

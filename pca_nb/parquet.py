@@ -10,6 +10,7 @@ import io, json, tempfile, zipfile
 from pathlib import Path
 
 import pandas as pd, torch
+from .core import Refused
 from .storage import atomic_write, check_writable
 from .imageset import ImageSet
 from .decode import _hold
@@ -32,34 +33,46 @@ def read_parquet(
 # %% ../nbs/library/08_parquet.ipynb #5ca96829
 def _read_parquet(path, size, zoom, resident, image_column, label_column):
     import pyarrow as pa, pyarrow.parquet as pq
-    if not path.exists(): raise ValueError(f"{path}: no such file: check the path")
-    try: table = pa.concat_tables([pq.read_table(p) for p in ([path] if path.is_file() else sorted(path.glob('*.parquet')))])
-    except (pa.ArrowInvalid, OSError) as e: raise ValueError(f"{path} cannot be read as parquet ({e}): download or write it again") from e
-    image, label = _column(path, table, image_column, IMAGE_COLUMNS), _column(path, table, label_column, LABEL_COLUMNS)
-    if not len(table): raise ValueError(f"{path} has no rows: download or write it again")
+    if not path.exists(): raise Refused(f"{path}: no such file", "check the path")
+    try:
+        table = pa.concat_tables([pq.read_table(p)
+                                  for p in ([path] if path.is_file() else sorted(path.glob('*.parquet')))])
+    except (pa.ArrowInvalid, OSError) as e:
+        raise Refused(f"{path} cannot be read as parquet ({e})", "download or write it again") from e
+    image = _column(path, table, image_column, IMAGE_COLUMNS)
+    label = _column(path, table, label_column, LABEL_COLUMNS)
+    if not len(table): raise Refused(f"{path} has no rows", "download or write it again")
     cells = table[image].to_pylist()
     sources = [c['bytes'] if isinstance(c, dict) else c for c in cells]
     if (none := [i for i,s in enumerate(sources) if not isinstance(s, bytes)]):
-        raise ValueError(f"{path}: row {none[0]} of column {image!r} holds no image bytes ({len(none)} such rows): embed the images")
+        raise Refused(f"{path}: row {none[0]} of column {image!r} holds no image bytes ({len(none)} such rows)",
+                      "embed the images")
     labels = _int_labels(path, label, table[label])
     ours = json.loads((table.schema.metadata or {}).get(b'pca_nb', b'{}'))
-    classes = ours.get('classes') or _hf_names(table.schema.metadata, label) or [str(i) for i in range(int(labels.max())+1)]
+    classes = ours.get('classes') or _hf_names(table.schema.metadata,
+                                               label) or [str(i) for i in range(int(labels.max())+1)]
     if (gap := sorted(set(range(len(classes)))-set(labels.tolist()))) and not _hf_names(table.schema.metadata, label):
-        raise ValueError(f"{path}: labels reach {labels.max()}, but no image has label {gap[0]}: number the classes 0..C-1 without gaps")
+        raise Refused(f"{path}: labels reach {labels.max()}, but no image has label {gap[0]}",
+                      "number the classes 0..C-1 without gaps")
     index = torch.tensor(table['index'].to_pylist()) if ours else None
-    images = _hold(sources, size or median_side([io.BytesIO(s) for s in sources]), zoom, resident, f'reading {path.name}', str(path))
+    images = _hold(sources, size or median_side([io.BytesIO(s) for s in sources]), zoom, resident,
+                   f'reading {path.name}', str(path))
     names = tuple((c.get('path') if isinstance(c, dict) else None) or f'row {i}' for i,c in enumerate(cells))
-    return ImageSet(images, labels, classes, index, ours.get('grid', 1), ours.get('name', path.stem), _stats(ours), names)
+    return ImageSet(images, labels, classes, index, ours.get('grid', 1), ours.get('name', path.stem), _stats(ours),
+                    names)
 
 # %% ../nbs/library/08_parquet.ipynb #a5db4a30
 def _column(path, table, asked, known):
     for c in ([asked] if asked else known):
         if c in table.column_names: return c
-    raise ValueError(f"{path} has columns {', '.join(table.column_names)}, none of {', '.join([asked] if asked else known)}: name the right one")
+    raise Refused(f"{path} has columns {', '.join(table.column_names)}, none of "
+                  f"{', '.join([asked] if asked else known)}", "name the right one")
 
 def _int_labels(path, column, values):
     bad = [(i,v) for i,v in enumerate(values.to_pylist()) if not isinstance(v, int) or v<0]
-    if bad: raise ValueError(f"{path}: row {bad[0][0]} of column {column!r} is {bad[0][1]!r} ({len(bad)} such rows): labels are integers from 0")
+    if bad:
+        raise Refused(f"{path}: row {bad[0][0]} of column {column!r} is {bad[0][1]!r} ({len(bad)} such rows)",
+                      "labels are integers from 0")
     return torch.tensor(values.to_pylist(), dtype=torch.int64)
 
 def _hf_names(meta, label):
@@ -79,8 +92,10 @@ def save_parquet(
                     index=dict(feature=dict(dtype='int64', _type='Value'), _type='Sequence'))
     cells = [dict(bytes=b, path=f'{i:05d}.{fmt}') for i,b in enumerate(encode_images(s, fmt))]
     table = pa.table(dict(image=pa.array(cells, pa.struct([('bytes', pa.binary()), ('path', pa.string())])),
-                          label=pa.array(s.labels.tolist(), pa.int64()), index=pa.array(s.index.tolist(), pa.list_(pa.int64()))))
-    table = table.replace_schema_metadata(dict(huggingface=json.dumps(dict(info=dict(features=features))), pca_nb=json.dumps(_meta(s))))
+                          label=pa.array(s.labels.tolist(), pa.int64()),
+                          index=pa.array(s.index.tolist(), pa.list_(pa.int64()))))
+    table = table.replace_schema_metadata(dict(huggingface=json.dumps(dict(info=dict(features=features))),
+                                               pca_nb=json.dumps(_meta(s))))
     return atomic_write(path, lambda tmp: pq.write_table(table, tmp))
 
 # %% ../nbs/library/08_parquet.ipynb #6d3440a8
@@ -93,7 +108,8 @@ def bytes_on_disk(
     with tempfile.TemporaryDirectory() as d:
         size = save_parquet(s, Path(d)/'s.parquet').stat().st_size
         rows['parquet of png'] = (files['png'], size-files['png'])
-        with zipfile.ZipFile(save_npz(s, Path(d)/'s.npz')) as z: part = {i.filename:i.compress_size for i in z.infolist()}
+        with zipfile.ZipFile(save_npz(s, Path(d)/'s.npz')) as z:
+            part = {i.filename:i.compress_size for i in z.infolist()}
         rows['npz'] = (part['images.npy'], part['labels.npy'])
     rows['decoded uint8'] = (s.images.shape.numel(), s.labels.numel())
     out = pd.DataFrame(rows, index=['images','labels']).T

@@ -29,18 +29,23 @@ class Protocol:
     iteration_share:float=1. # share of the published iterations that distillation takes
 
 PROTOCOLS = { # data -> Protocol; others follow `protocol_for`
-    'digits':  Protocol('convnet2-w32', AugmentCfg(crop_scale=(.5,1.), flip=0.), 'lsq', others=('convnet3-w32',), iteration_share=.05),
+    'digits':  Protocol('convnet2-w32', AugmentCfg(crop_scale=(.5,1.), flip=0.), 'lsq', others=('convnet3-w32',),
+                        iteration_share=.05),
     'fashion-mnist': Protocol('convnet3-bn'),
 }
-CPU_SCALE_DATA = ('cifar10', 'imagenette', *(f'tinyimagenet{c}' for c in (10,25,50,100))) # the photographs measured on two CPU cores, see 21_tables
+# the photographs measured on two CPU cores, see 21_tables
+CPU_SCALE_DATA = ('cifar10', 'imagenette', *(f'tinyimagenet{c}' for c in (10,25,50,100)))
 
 def protocol_for(
     data:str, # a key of `DATASETS`, or any name
     size:int, # side of the images, pixels
 ) -> Protocol:
     "The fixed protocol of a data set; by size for those without one: ConvNet-3 up to 64 px, ResNet-18 above."
-    if data in CPU_SCALE_DATA: return Protocol(_small(size), epochs=1, score_size=64*(data=='imagenette'), score_epochs=20, score_runs=5, score_once=True, others=(_deeper(size),), iteration_share=.25)
-    return PROTOCOLS.get(data) or (Protocol('resnet18', others=('mobilenet_v2','efficientnet_b0')) if size>64 else Protocol('convnet2-w32' if size<=16 else 'convnet3-bn'))
+    if data in CPU_SCALE_DATA:
+        return Protocol(_small(size), epochs=1, score_size=64*(data=='imagenette'), score_epochs=20, score_runs=5,
+                        score_once=True, others=(_deeper(size),), iteration_share=.25)
+    return PROTOCOLS.get(data) or (Protocol('resnet18', others=('mobilenet_v2','efficientnet_b0')) if size>64
+                                   else Protocol('convnet2-w32' if size<=16 else 'convnet3-bn'))
 
 def _depth(size): return max(2, min(5, size.bit_length()-3)) # ends in 4×4 positions, 5×5 at 160 px
 def _small(size): return f'convnet{_depth(size)}-w32'
@@ -54,7 +59,8 @@ def recipe_for(
     scale={},          # `steps_per_epoch`, `min_steps`, `min_batch` of `scale_recipe`
 ) -> Recipe:
     "A recipe for `n` images: batch and epochs scaled, the protocol's views where it has none of its own."
-    r = scale_recipe(replace(recipe, batch=HARD.batch, epochs=1 if 'min_steps' in scale else protocol.epochs), n, **scale)
+    r = scale_recipe(replace(recipe, batch=HARD.batch, epochs=1 if 'min_steps' in scale else protocol.epochs), n,
+                     **scale)
     own = {k:v for k,v in vars(recipe.augment).items() if v!=getattr(AugmentCfg(), k)}
     return replace(r, batch=min(n, round(r.batch*recipe.batch/HARD.batch)), augment=replace(protocol.augment, **own))
 
@@ -70,14 +76,18 @@ def scoring_cfg(
     "The scoring run of the data's protocol: SGD as in CCS's, at least 40 steps an epoch; on images of your own its rate follows the batch."
     p = protocol_for(data, size)
     size = p.score_size or size
-    recipe, own = scale_recipe(replace(RECIPES['ccs'], epochs=p.score_epochs), n_full, steps_per_epoch=40), data in CPU_SCALE_DATA or data in PROTOCOLS
-    if data not in DATASETS: recipe = replace(recipe, lr=recipe.lr*recipe.batch/RECIPES['ccs'].batch) # linear rule, Goyal et al. 2017, 1706.02677
-    return ScoringCfg(not own and arch or protocol_for(data, size).arch, replace(recipe, augment=p.augment), seed%p.score_runs, 0 if p.score_once else 10*score.startswith('el2n'), size=size)
+    recipe = scale_recipe(replace(RECIPES['ccs'], epochs=p.score_epochs), n_full, steps_per_epoch=40)
+    own = data in CPU_SCALE_DATA or data in PROTOCOLS
+    # linear rule, Goyal et al. 2017, 1706.02677
+    if data not in DATASETS: recipe = replace(recipe, lr=recipe.lr*recipe.batch/RECIPES['ccs'].batch)
+    return ScoringCfg(not own and arch or protocol_for(data, size).arch, replace(recipe, augment=p.augment),
+                      seed%p.score_runs, 0 if p.score_once else 10*score.startswith('el2n'), size=size)
 
 def _teacher_cfg(arch, data, size, n_full, seed):
     "A teacher that learns as the scoring runs do, at the students' size."
     s = scoring_cfg(data, size, n_full, 'aum', seed)
     return TeacherCfg(arch, s.recipe, s.seed, size)
 
-N_TRAIN = {'digits':1197, 'fashion-mnist':60_000, 'cifar10':50_000, 'cifar100':50_000, 'imagenette':9469, 'tinyimagenet':100_000,
+N_TRAIN = {'digits':1197, 'fashion-mnist':60_000, 'cifar10':50_000, 'cifar100':50_000, 'imagenette':9469,
+           'tinyimagenet':100_000,
            **{f'tinyimagenet{c}':300*c for c in (10,25,50,100)}, 'imagenet':1_281_167} # images in the training split

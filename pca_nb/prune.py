@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from .core import Refused
 
 # %% ../nbs/library/10_prune.ipynb #658f8700
 def by_difficulty(
@@ -19,7 +20,8 @@ def by_difficulty(
     g:torch.Generator, # breaks ties
 ) -> Tensor:           # (N,) int64 positions, easiest first
     "All images from easiest to hardest."
-    if (bad := scores.isnan().sum().item()): raise ValueError(f"{bad} of {len(scores)} scores are NaN (first at position {scores.isnan().nonzero()[0].item()}): record them again")
+    if (bad := scores.isnan().sum().item()):
+        raise Refused(f"{bad} of {len(scores)} scores are NaN (first at position {scores.isnan().nonzero()[0].item()})", "record them again")
     mix = torch.randperm(len(scores), generator=g)
     return mix[scores[mix].argsort(stable=True)]
 
@@ -31,11 +33,12 @@ def check_budget(
     why:str='',        # what needs that many, for the message
 ):
     "A ValueError if some class has too few images."
-    if ipc<1: raise ValueError(f"ipc={ipc}: keep at least 1 image a class")
+    if ipc<1: raise Refused(f"ipc={ipc}", "keep at least 1 image a class")
     counts = labels.bincount(minlength=len(classes))
     if (short := (counts<ipc).nonzero()[:,0].tolist()):
         c = min(short, key=lambda i: counts[i])
-        raise ValueError(f"{why or f'ipc={ipc}'} needs {ipc} images a class, but {len(short)} of {len(classes)} classes have fewer: class {classes[c]!r} has {counts[c]}: lower ipc or the factor")
+        raise Refused(f"{why or f'ipc={ipc}'} needs {ipc} images a class, but {len(short)} of {len(classes)} classes "
+                      f"have fewer: class {classes[c]!r} has {counts[c]}", "lower ipc or the factor")
 
 def first_per_class(
     order:Tensor,  # (N,) int64 positions, best first
@@ -74,7 +77,9 @@ def take_by_difficulty(
 
 def check_scores(scores, labels):
     "A ValueError if scores and labels are not of the same images."
-    if len(scores)!=len(labels): raise ValueError(f"{len(scores):,} scores for {len(labels):,} images: scores and images must come from the same set")
+    if len(scores)!=len(labels):
+        raise Refused(f"{len(scores):,} scores for {len(labels):,} images",
+                      "scores and images must come from the same set")
 
 # %% ../nbs/library/10_prune.ipynb #867e4aaf
 def take_at_rank(
@@ -88,8 +93,9 @@ def take_at_rank(
     "Neighbours in each class's ranking, strictly balanced; our addition."
     check_scores(scores, labels)
     check_budget(labels, classes, ipc)
-    if not 0<=q<=1: raise ValueError(f"q={q}: a place in the ranking lies in 0 (easiest) to 1 (hardest)")
-    order, counts = by_difficulty(scores, g), labels.bincount(minlength=len(classes))
+    if not 0<=q<=1: raise Refused(f"q={q}", "a place in the ranking lies in 0 (easiest) to 1 (hardest)")
+    order = by_difficulty(scores, g)
+    counts = labels.bincount(minlength=len(classes))
     ranked = first_per_group(counts, labels[order])
     start = (q*(counts-ipc)).round().long()+counts.cumsum(0)-counts
     return order[ranked[(start[:,None]+torch.arange(ipc)).flatten()]]
@@ -101,7 +107,8 @@ def water_fill(
 ) -> Tensor:      # (…,S) int64, at most `sizes`, each row summing to min(budget, Σ sizes)
     "Equal shares, what a small stratum cannot take passing to the larger ones (CCS Alg. 1)."
     small, at = sizes.sort(stable=True)
-    share, left = torch.empty_like(sizes), torch.full_like(sizes[...,0], budget)
+    share = torch.empty_like(sizes)
+    left = torch.full_like(sizes[...,0], budget)
     for k in range(sizes.shape[-1]): # from the smallest stratum to the largest
         share[...,k] = small[...,k].minimum(left//(sizes.shape[-1]-k))
         left = left-share[...,k]
@@ -124,11 +131,14 @@ def ccs(
     keep = by_difficulty(scores, g)[:len(scores)-int(beta*len(scores))]
     check_budget(labels[keep], classes, ipc if balanced else 1, f'ipc={ipc} after cutting the hardest {beta:.0%}')
     s = scores[keep]
-    if not s.isfinite().all(): raise ValueError(f"{(~s.isfinite()).sum()} of the {len(s)} scores kept are infinite: strata of equal width need finite ones, choose another score")
+    if not s.isfinite().all():
+        raise Refused(f"{(~s.isfinite()).sum()} of the {len(s)} scores kept are infinite",
+                      "strata of equal width need finite ones, choose another score")
     width = (s.max()-s.min()).clamp(min=1e-12)
     bins = ((s-s.min())/width*strata).long().clamp(max=strata-1)
     group, n_groups = (labels[keep], len(classes)) if balanced else (torch.zeros_like(keep), 1)
-    share = water_fill((group*strata+bins).bincount(minlength=n_groups*strata).view(n_groups, strata), ipc if balanced else ipc*len(classes))
+    share = water_fill((group*strata+bins).bincount(minlength=n_groups*strata).view(n_groups, strata), ipc if balanced
+                       else ipc*len(classes))
     mix = torch.randperm(len(keep), generator=g)
     return keep[mix][first_per_group(share.flatten(), (group*strata+bins)[mix])]
 
@@ -160,8 +170,11 @@ def score_profile(
 ) -> dict:             # plain numbers and lists
     "A score's histogram, ties and favourite classes (Xiao & He 2025, 2502.06434, Figs. 6 and 7)."
     alone, balanced = (take_by_difficulty(scores, labels, classes, ipc, g, balanced=b) for b in (False,True))
-    low, high = scores.min().item(), scores.max().item()
-    hist = lambda i: scores[i].histc(bins, low, high).int().tolist()
-    mean = lambda i: round(scores[i].mean().item(), 4)
-    return dict(n=len(scores), range=[round(low, 4), round(high, 4)], tied_easiest=int((scores==low).sum()), all=hist(slice(None)), balanced=hist(balanced),
-                counts=labels[alone].bincount(minlength=len(classes)).tolist(), mean=dict(all=mean(slice(None)), alone=mean(alone), balanced=mean(balanced)))
+    low = scores.min().item()
+    high = scores.max().item()
+    def hist(i): return scores[i].histc(bins, low, high).int().tolist()
+    def mean(i): return round(scores[i].mean().item(), 4)
+    return dict(n=len(scores), range=[round(low, 4), round(high, 4)], tied_easiest=int((scores==low).sum()),
+                all=hist(slice(None)), balanced=hist(balanced),
+                counts=labels[alone].bincount(minlength=len(classes)).tolist(),
+                mean=dict(all=mean(slice(None)), alone=mean(alone), balanced=mean(balanced)))

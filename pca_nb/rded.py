@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
-from .core import lookup
+from .core import lookup, Refused
 from .progress import progress
 from .imageset import ImageSet
 from .decode import prefetch_batches
@@ -37,9 +37,9 @@ class CropSearchCfg:
     def __post_init__(self):
         lookup(CROP_METRICS, self.metric, 'metric of an observer')
         for nm in ('n','pool'):
-            if getattr(self,nm)<1: raise ValueError(f"{nm}={getattr(self,nm)}: give 1 or more")
-        if not 0<self.scale[0]<=self.scale[1]<=1: raise ValueError(f"scale={self.scale}: give 0 < low <= high <= 1")
-        if not 0<self.ratio[0]<=self.ratio[1]: raise ValueError(f"ratio={self.ratio}: give 0 < low <= high")
+            if getattr(self,nm)<1: raise Refused(f"{nm}={getattr(self,nm)}", "give 1 or more")
+        if not 0<self.scale[0]<=self.scale[1]<=1: raise Refused(f"scale={self.scale}", "give 0 < low <= high <= 1")
+        if not 0<self.ratio[0]<=self.ratio[1]: raise Refused(f"ratio={self.ratio}", "give 0 < low <= high")
 
 # %% ../nbs/library/27_rded.ipynb #7ae1d05c
 @contextmanager
@@ -55,7 +55,8 @@ def inference_mode_of(
 
 def _seen(images, boxes, size, stats):
     "Crops as the observer sees them: (B,3,H,W), normalised, zeros around those that are stored smaller."
-    x, (H,W) = normalise(crop_resize(images, boxes, size), stats), images.shape[-2:]
+    x = normalise(crop_resize(images, boxes, size), stats)
+    (H,W) = images.shape[-2:]
     (h,w), top, left = x.shape[-2:], (H-x.shape[-2])//2, (W-x.shape[-1])//2
     return F.pad(x, (left, W-w-left, top, H-h-top))
 
@@ -72,15 +73,20 @@ def best_crops(
 ) -> tuple:        # (B,4) int64 box of each image's best crop; (B,) float its value, lower = kept first
     "The crop of every image that the observer rates lowest."
     (H,W), (h,w) = images.shape[-2:], (size,size) if isinstance(size, int) else size
-    if h>H or w>W: raise ValueError(f"crops of {h}×{w} px are larger than the images, {H}×{W}: lower the size")
-    judge, region = CROP_METRICS[crops.metric], torch.tensor([[0,0,H,W]]).expand(len(labels),4)
-    boxes, values = torch.stack([draw_crops(region, crops.scale, crops.ratio, g) for _ in range(crops.n)]), []
+    if h>H or w>W: raise Refused(f"crops of {h}×{w} px are larger than the images, {H}×{W}", "lower the size")
+    judge = CROP_METRICS[crops.metric]
+    region = torch.tensor([[0,0,H,W]]).expand(len(labels),4)
+    boxes = torch.stack([draw_crops(region, crops.scale, crops.ratio, g) for _ in range(crops.n)])
+    values = []
     with inference_mode_of(net) as dev:
         for part in torch.arange(len(labels)).split(batch):
-            x,y = images[part].to(dev), labels[part].to(dev)
-            values.append(torch.stack([judge(net(_seen(x, b.to(dev), (h,w), stats)).float(), y) for b in boxes[:,part]]).cpu())
+            x = images[part].to(dev)
+            y = labels[part].to(dev)
+            values.append(torch.stack([judge(net(_seen(x, b.to(dev), (h,w), stats)).float(), y)
+                                       for b in boxes[:,part]]).cpu())
     value, k = torch.cat(values, 1).min(0)
-    if (bad := value.isnan().sum().item()): raise ValueError(f"the observer's value is NaN for {bad} of {len(value)} images: train it again")
+    if (bad := value.isnan().sum().item()):
+        raise Refused(f"the observer's value is NaN for {bad} of {len(value)} images", "train it again")
     return boxes[k, torch.arange(len(k))], value
 
 # %% ../nbs/library/27_rded.ipynb #d3b7491f
@@ -90,7 +96,9 @@ def check_observer(
 ):
     "Refuse a network that tells other classes apart."
     with inference_mode_of(net) as dev: n = net(torch.zeros(1, 3, *s.size, device=dev)).shape[1]
-    if n!=s.n_classes: raise ValueError(f"the observer tells {n} classes apart, {s.name or 'this set'} has {s.n_classes}: use one that was trained on it")
+    if n!=s.n_classes:
+        raise Refused(f"the observer tells {n} classes apart, {s.name or 'this set'} has {s.n_classes}",
+                      "use one that was trained on it")
 
 # %% ../nbs/library/27_rded.ipynb #e09a5bad
 def _lay(images, boxes, f):
@@ -113,19 +121,28 @@ def rded(
     batch:int=256,  # images a forward pass
 ) -> ImageSet:      # ipc·C composites with `grid=f`, grouped by class; `index` says which image sits in which cell
     "Realistic diverse efficient distillation (Sun et al. 2024, 2312.03526)."
-    n, labels, size, out, index = ipc*factor**2, full.labels.cpu(), tuple(s//max(1, factor) for s in full.size), [], []
+    n = ipc*factor**2
+    labels = full.labels.cpu()
+    size = tuple(s//max(1, factor) for s in full.size)
+    out = []
+    index = []
     cell_edges(min(full.size), factor)
     check_not_composite(full)
     check_observer(full, net)
     check_budget(labels, full.classes, n, f"RDED with ipc={ipc} and factor={factor}")
-    if crops.pool<n: raise ValueError(f"pool={crops.pool}: ipc={ipc} and factor={factor} need {n} images a class: raise the pool")
-    pools = first_per_class(torch.randperm(len(full), generator=g), labels, crops.pool).split(full.counts.clamp(max=crops.pool).tolist())
+    if crops.pool<n:
+        raise Refused(f"pool={crops.pool}: ipc={ipc} and factor={factor} need {n} images a class", "raise the pool")
+    pools = first_per_class(torch.randperm(len(full), generator=g), labels,
+                            crops.pool).split(full.counts.clamp(max=crops.pool).tolist())
     for idx,x in progress(prefetch_batches(full.images, pools), 'cropping', len(pools)): # a class at a time
         boxes, value = best_crops(x, labels[idx], net, full.stats, crops, size, g, batch)
         best = value.argsort(stable=True)[:n]
-        out.append(_lay(x[best], boxes[best], factor)); index.append(idx[best].view(-1,ipc).T)
-    index, y = torch.cat(index), torch.arange(full.n_classes, device=full.labels.device).repeat_interleave(ipc)
-    return replace(full, images=torch.cat(out), labels=y, index=full.index[index.flatten()].view(index.shape), grid=factor, files=())
+        out.append(_lay(x[best], boxes[best], factor))
+        index.append(idx[best].view(-1,ipc).T)
+    index = torch.cat(index)
+    y = torch.arange(full.n_classes, device=full.labels.device).repeat_interleave(ipc)
+    return replace(full, images=torch.cat(out), labels=y, index=full.index[index.flatten()].view(index.shape),
+                   grid=factor, files=())
 
 # %% ../nbs/library/27_rded.ipynb #35d2e86a
 def selective_crop(

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, replace
 
 import torch, torch.nn.functional as F
-from .core import lookup
+from .core import lookup, Refused
 from .augment import AugmentCfg
 
 # %% ../nbs/library/16_recipes.ipynb #95781859
@@ -26,7 +26,8 @@ SCHEDULES = { # name -> factor on the learning rate, of progress t = e/E in [0,1
 # %% ../nbs/library/16_recipes.ipynb #edd0d28d
 OPTIMIZERS = dict(
     adamw=lambda groups,r: torch.optim.AdamW(groups, lr=r.lr, betas=r.betas, fused=_fused(groups)),
-    sgd=lambda groups,r: torch.optim.SGD(groups, lr=r.lr, momentum=r.momentum, nesterov=r.nesterov, fused=_fused(groups)))
+    sgd=lambda groups,r: torch.optim.SGD(groups, lr=r.lr, momentum=r.momentum, nesterov=r.nesterov,
+                                         fused=_fused(groups)))
 
 def _fused(groups): return groups[0]['params'][0].device.type in ('cpu','cuda')
 
@@ -53,19 +54,23 @@ class Recipe:
     def __post_init__(self):
         lookup(OPTIMIZERS, self.optimizer, 'optimizer')
         lookup(SCHEDULES, self.schedule, 'schedule')
-        if self.lr_every not in ('epoch','step'): raise ValueError(f"lr_every={self.lr_every!r}: choose 'epoch' or 'step'")
+        if self.lr_every not in ('epoch','step'):
+            raise Refused(f"lr_every={self.lr_every!r}", "choose 'epoch' or 'step'")
         for nm in ('epochs','batch','eval_every','lr','eval_zoom'):
-            if getattr(self,nm)<=0: raise ValueError(f"{nm}={getattr(self,nm)}: must be above 0")
+            if getattr(self,nm)<=0: raise Refused(f"{nm}={getattr(self,nm)}", "must be above 0")
         for nm in ('weight_decay','lr_min','momentum','label_smoothing'):
-            if getattr(self,nm)<0: raise ValueError(f"{nm}={getattr(self,nm)}: must not be negative")
-        if self.label_smoothing>=1 or self.lr_min>self.lr: raise ValueError(f"label_smoothing={self.label_smoothing} must be below 1 and lr_min={self.lr_min} at most lr={self.lr}")
+            if getattr(self,nm)<0: raise Refused(f"{nm}={getattr(self,nm)}", "must not be negative")
+        if self.label_smoothing>=1 or self.lr_min>self.lr:
+            raise Refused(f"label_smoothing={self.label_smoothing} must be below 1 and lr_min={self.lr_min} at most "
+                          f"lr={self.lr}")
     def rate(self, epoch:float) -> float:
         "The learning rate at an epoch, or at a fraction of one."
         return self.lr_min+(self.lr-self.lr_min)*SCHEDULES[self.schedule](epoch/self.epochs)
 
 # %% ../nbs/library/16_recipes.ipynb #5219a90e
 SOFT_LOSSES = { # name -> summed loss of (b,C) student and teacher logits
-    'kl':  lambda s,t,r: F.kl_div((s/r.temperature).log_softmax(1), (t/r.temperature).log_softmax(1), reduction='sum', log_target=True)*(r.temperature**2 if r.t_squared else 1),
+    'kl':  lambda s,t,r: F.kl_div((s/r.temperature).log_softmax(1), (t/r.temperature).log_softmax(1), reduction='sum',
+                                  log_target=True)*(r.temperature**2 if r.t_squared else 1),
     'mse': lambda s,t,r: (s-t).square().mean(1).sum(),
 }
 
@@ -76,15 +81,20 @@ class SoftRecipe(Recipe):
     temperature:float=20.       # T of kl; larger = softer
     t_squared:bool=False        # kl times T² (Hinton et al. 2015, 1503.02531)
     hard_weight:float=0.        # w: cross-entropy to the image's own label, never mixed, is added w times
-    ensemble:str='mean'         # several teachers: 'mean' of their logits, or 'norm': each brought to their mean norm first (G-VBSM's code)
+    # several teachers: 'mean' of their logits, or 'norm': each brought to their mean norm first (G-VBSM's code)
+    ensemble:str='mean'
     ema:float=0.                # decay a step of averaged weights, which are measured in place of the last; 0 = none
     soft = True
     def __post_init__(self):
         super().__post_init__()
         lookup(SOFT_LOSSES, self.loss, 'soft loss')
-        if self.ensemble not in ('mean','norm'): raise ValueError(f"ensemble={self.ensemble!r}: choose 'mean' or 'norm'")
-        if self.temperature<=0 or self.hard_weight<0 or not 0<=self.ema<1: raise ValueError(f"temperature={self.temperature} must be above 0, hard_weight={self.hard_weight} not negative and ema={self.ema} in 0 to 1, 1 excluded")
-        if self.augment.mix_labels: raise ValueError("mix_labels=True: a teacher answers the mixed image itself, so soft labels are not mixed; set it to False")
+        if self.ensemble not in ('mean','norm'): raise Refused(f"ensemble={self.ensemble!r}", "choose 'mean' or 'norm'")
+        if self.temperature<=0 or self.hard_weight<0 or not 0<=self.ema<1:
+            raise Refused(f"temperature={self.temperature} must be above 0, hard_weight={self.hard_weight} not "
+                          f"negative and ema={self.ema} in 0 to 1, 1 excluded")
+        if self.augment.mix_labels:
+            raise Refused("mix_labels=True",
+                          "a teacher answers the mixed image itself, so soft labels are not mixed; set it to False")
 
 # %% ../nbs/library/16_recipes.ipynb #21c3cd1c
 HARD = Recipe()
@@ -122,4 +132,5 @@ def scale_recipe(
     "The recipe for a small set: fewer images a step, at least the paper's smallest number of steps."
     batch = min(n, recipe.batch, max(min_batch, 2**int(math.log2(max(1, n/steps_per_epoch)))))
     epochs = max(recipe.epochs, math.ceil(min_steps/math.ceil(n/batch)))
-    return replace(recipe, batch=batch, epochs=epochs, eval_every=max(1, math.ceil(epochs*recipe.eval_every/recipe.epochs)))
+    return replace(recipe, batch=batch, epochs=epochs,
+                   eval_every=max(1, math.ceil(epochs*recipe.eval_every/recipe.epochs)))

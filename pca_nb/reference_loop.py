@@ -30,20 +30,26 @@ def photos(
 ) -> ImageSet: # ten classes, labels without meaning
     "Windows of scikit-learn's two photographs."
     from sklearn.datasets import load_sample_images
-    rng, sources = np.random.default_rng(seed), [Image.fromarray(a) for a in load_sample_images().images]
+    rng = np.random.default_rng(seed)
+    sources = [Image.fromarray(a) for a in load_sample_images().images]
     def window():
-        im, side = sources[rng.integers(2)], int(rng.integers(min(size, 427), 428))
-        left, top = rng.integers(0, im.width-side+1), rng.integers(0, im.height-side+1)
+        im = sources[rng.integers(2)]
+        side = int(rng.integers(min(size, 427), 428))
+        left = rng.integers(0, im.width-side+1)
+        top = rng.integers(0, im.height-side+1)
         return np.asarray(im.crop((left, top, left+side, top+side)).resize((size,size)))
-    return ImageSet(torch.from_numpy(np.stack([window() for _ in range(n)])).permute(0,3,1,2).contiguous(), torch.arange(n)%10, range(10), name='photos')
+    return ImageSet(torch.from_numpy(np.stack([window() for _ in range(n)])).permute(0,3,1,2).contiguous(),
+                    torch.arange(n)%10, range(10), name='photos')
 
 def write_jpegs(root:Path, n:int) -> Path:
     "Pictures of 480×360 in two class folders, JPEG quality 90."
     from sklearn.datasets import load_sample_images
-    rng, sources = np.random.default_rng(0), [Image.fromarray(a) for a in load_sample_images().images]
+    rng = np.random.default_rng(0)
+    sources = [Image.fromarray(a) for a in load_sample_images().images]
     for i in range(n):
         (root/'ab'[i%2]).mkdir(parents=True, exist_ok=True)
-        left, top = rng.integers(0, 161), rng.integers(0, 68)
+        left = rng.integers(0, 161)
+        top = rng.integers(0, 68)
         sources[rng.integers(2)].crop((left, top, left+480, top+360)).save(root/'ab'[i%2]/f'{i:05d}.jpg', quality=90)
     return root
 
@@ -61,20 +67,25 @@ def reference_loader(
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
     steps = [T.RandomResizedCrop(size), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(*stats)]
-    return DataLoader(ImageFolder(folder, T.Compose([_one_cell]*cells+steps)), batch, shuffle=True, num_workers=os.cpu_count(), persistent_workers=keep)
+    return DataLoader(ImageFolder(folder, T.Compose([_one_cell]*cells+steps)), batch, shuffle=True,
+                      num_workers=os.cpu_count(), persistent_workers=keep)
 
 def _one_cell(im):
-    (i,j), w, h = torch.randint(2, (2,)).tolist(), im.width//2, im.height//2
+    (i,j) = torch.randint(2, (2,)).tolist()
+    w = im.width//2
+    h = im.height//2
     return im.crop((j*w, i*h, j*w+w, i*h+h))
 
 def reference_training(folder, arch:str, size:int, batch:int, device:str):
     "An epoch of it as a function that answers images a second: float32, NCHW, the loss fetched at every step."
-    loader, net = reference_loader(folder, size, batch), make_model(arch, 10, size).to(device)
+    loader = reference_loader(folder, size, batch)
+    net = make_model(arch, 10, size).to(device)
     opt = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=.01)
     def epoch():
         start, losses, n = time.perf_counter(), [], 0
         for x,y in loader:
-            x,y = x.to(device), y.to(device)
+            x = x.to(device)
+            y = y.to(device)
             loss = F.cross_entropy(net(x), y)
             opt.zero_grad()
             loss.backward()
@@ -95,7 +106,8 @@ def reference_reading(folder, size:int, batch:int):
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
     plain = T.Compose([T.Resize(size), T.CenterCrop(size), T.PILToTensor()])
-    return partial(_drain, DataLoader(ImageFolder(folder, plain), batch, shuffle=True, num_workers=os.cpu_count(), persistent_workers=True))
+    return partial(_drain, DataLoader(ImageFolder(folder, plain), batch, shuffle=True, num_workers=os.cpu_count(),
+                                      persistent_workers=True))
 
 def _drain(loader):
     start = time.perf_counter()
@@ -105,8 +117,10 @@ def _drain(loader):
 # %% ../nbs/engine/44_reference_loop.ipynb #b689a1e9
 def reference_validation(n:int, size:int, arch:str, device:str):
     "Resident float images, then sample by sample, as the paper's evaluator counts."
-    data, net = photos(n, size), make_model(arch, 10, size).to(device).eval()
-    x, y = normalise(data.images, data.stats).to(device), data.labels.to(device)
+    data = photos(n, size)
+    net = make_model(arch, 10, size).to(device).eval()
+    x = normalise(data.images, data.stats).to(device)
+    y = data.labels.to(device)
     @torch.no_grad()
     def run():
         start, right, top5, seen = time.perf_counter(), [0]*10, 0, [0]*10
@@ -121,7 +135,8 @@ def reference_validation(n:int, size:int, arch:str, device:str):
 
 # %% ../nbs/engine/44_reference_loop.ipynb #2d2cdcb1
 def _serve():
-    ask_, answer_ = os.fdopen(os.dup(0), 'rb'), os.fdopen(os.dup(1), 'wb')
+    ask_ = os.fdopen(os.dup(0), 'rb')
+    answer_ = os.fdopen(os.dup(1), 'wb')
     os.dup2(2, 1) # what a library prints must not mix with the answers
     made = {}
     while ask := pickle.load(ask_):
@@ -135,7 +150,8 @@ def _serve():
 class WorkerProcess:
     "Another process that makes a function once and calls it when asked."
     def __enter__(self):
-        self.process = subprocess.Popen([sys.executable, '-c', 'from pca_nb.reference_loop import _serve; _serve()'], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen([sys.executable, '-c', 'from pca_nb.reference_loop import _serve; _serve()'],
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         return self
     def __exit__(self, error, *_):
         if error: self.process.kill()
@@ -163,7 +179,8 @@ def loop_combining(images:Tensor, idx:list) -> Tensor:
     for row in idx:
         canvas = Image.new('RGB', (side,side))
         for k,i in enumerate(row):
-            small = Image.fromarray(images[i].permute(1,2,0).contiguous().numpy()).resize((side//2,side//2), Image.Resampling.BILINEAR)
+            small = Image.fromarray(images[i].permute(1,2,0).contiguous().numpy()).resize((side//2,side//2),
+                                                                                          Image.Resampling.BILINEAR)
             canvas.paste(small, (k%2*(side//2), k//2*(side//2)))
         out.append(torch.from_numpy(np.array(canvas)).permute(2,0,1))
     return torch.stack(out)
@@ -172,7 +189,8 @@ def loop_combining(images:Tensor, idx:list) -> Tensor:
 def reference_run(folder, test:ImageSet, arch:str, recipe, seed:int) -> dict:
     "A full training in the usual loop (AdamW, cosine by epoch), measured in float32 at the end."
     torch.manual_seed(seed)
-    net, loader = make_model(arch, test.n_classes, test.size[0], seed), reference_loader(folder, test.size[0], recipe.batch, stats=test.stats)
+    net = make_model(arch, test.n_classes, test.size[0], seed)
+    loader = reference_loader(folder, test.size[0], recipe.batch, stats=test.stats)
     opt = torch.optim.AdamW(param_groups(net, recipe), lr=recipe.lr, betas=recipe.betas)
     for epoch in range(recipe.epochs):
         for group in opt.param_groups: group['lr'] = recipe.rate(epoch)
@@ -189,9 +207,12 @@ def same_accuracy(engine:str, data:ImageSet, test:ImageSet, arch:str, recipe, se
     "One training of a stored set by one of `ENGINES`."
     start = time.perf_counter()
     if engine==ENGINES[0]:
-        with tempfile.TemporaryDirectory() as d: m = reference_run(save_folder(data, Path(d)/'set')/'images', test, arch, recipe, seed)
+        with tempfile.TemporaryDirectory() as d:
+            m = reference_run(save_folder(data, Path(d)/'set')/'images', test, arch, recipe, seed)
     else:
-        net, dtype = make_model(arch, data.n_classes, data.size[0], seed), torch.float32 if '32' in engine else torch.bfloat16
+        net = make_model(arch, data.n_classes, data.size[0], seed)
+        dtype = torch.float32 if '32' in engine else torch.bfloat16
         train(net, data, recipe, seed, device='cpu', dtype=dtype)
         m = validate(net, test, dtype=dtype)
-    return dict(engine=engine, seed=seed, top1=round(m['top1'], 3), nll=round(m['nll'], 4), seconds=round(time.perf_counter()-start, 1))
+    return dict(engine=engine, seed=seed, top1=round(m['top1'], 3), nll=round(m['nll'], 4),
+                seconds=round(time.perf_counter()-start, 1))

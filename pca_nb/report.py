@@ -11,6 +11,7 @@ from pathlib import Path
 from string import Template
 
 import matplotlib.pyplot as plt, pandas as pd, torch
+from .core import Refused
 from .storage import atomic_write, check_writable
 from .imageset import ImageSet
 from .parquet import bytes_on_disk
@@ -34,8 +35,10 @@ def frame_html(frame:pd.DataFrame, caption:str='') -> str:
 
 def markdown_table(frame:pd.DataFrame) -> str:
     "A frame as a Markdown table, column levels joined."
-    heads = [frame.index.name or '', *(' '.join(map(str, c)) if isinstance(c, tuple) else str(c) for c in frame.columns)]
-    rows = [heads, ['---']*len(heads), *([str(k), *map(str, r)] for k,r in zip(frame.index, frame.itertuples(index=False)))]
+    heads = [frame.index.name or '', *(' '.join(map(str, c)) if isinstance(c, tuple) else str(c)
+                                       for c in frame.columns)]
+    rows = [heads, ['---']*len(heads),
+            *([str(k), *map(str, r)] for k,r in zip(frame.index, frame.itertuples(index=False)))]
     return '\n'.join('| '+' | '.join(r)+' |' for r in rows)
 
 PAGE = Template('''<!doctype html><html lang="en"><head><meta charset="utf-8"><title>$title</title><style>
@@ -50,7 +53,7 @@ def gallery(
     per_set:int=10,# images of each, spread over the classes
 ):                 # the figure
     "A row of images a set."
-    pick = lambda s: s.images[torch.linspace(0, len(s)-1, per_set).long()]
+    def pick(s): return s.images[torch.linspace(0, len(s)-1, per_set).long()]
     return show_images(torch.cat([pick(s) for s in sets.values()]), cols=per_set, rows=list(sets), side=.75)
 
 def show_extremes(
@@ -58,10 +61,12 @@ def show_extremes(
     scores:torch.Tensor,# (N,) float, larger = harder
 ):                      # the figure
     "The easiest and the hardest image of up to ten classes."
-    at = lambda c,hard: torch.where(full.labels==c, scores, -torch.inf if hard else torch.inf).argsort(descending=hard)[0].item()
+    def at(c,hard):
+        return torch.where(full.labels==c, scores, -torch.inf if hard else torch.inf).argsort(descending=hard)[0].item()
     classes = range(min(10, full.n_classes))
     idx = [at(c, h) for h in (False,True) for c in classes]
-    return show_images(full.images[torch.tensor(idx)], [f'{scores[i]:.1f}' for i in idx], cols=len(classes), rows=['easiest','hardest'])
+    return show_images(full.images[torch.tensor(idx)], [f'{scores[i]:.1f}' for i in idx], cols=len(classes),
+                       rows=['easiest','hardest'])
 
 # %% ../nbs/benchmark/43_report.ipynb #9cdf9219
 def write_report(
@@ -72,34 +77,51 @@ def write_report(
     title:str='pca_nb: hard labels', # heading
 ) -> Path:
     "A self-contained HTML page of a finished grid."
-    if not len(frame): raise ValueError("no rows to report: run the grid first, or name the rows' file")
+    if not len(frame): raise Refused("no rows to report", "run the grid first, or name the rows' file")
     check_writable(path)
     frame = mark_soft_rows(frame)
     t = summary(frame)
-    data, arch = ', '.join(frame.data.unique()), ', '.join(frame.arch.unique())
+    data = ', '.join(frame.data.unique())
+    arch = ', '.join(frame.arch.unique())
     seeds = ' to '.join(dict.fromkeys(map(str, (t.n.min(), t.n.max()))))
     labels = ' and '.join(frame.labels.unique())
     head = f'{data}; {arch}; {seeds} seeds a cell; last epoch; {labels} labels'
-    parts = [f'<p>{html.escape(head)}. Scale: smaller data than the paper, its protocol scaled as described in <code>scaled</code>.</p>',
-             '<h2>Accuracy</h2>', frame_html(format_table(t), 'Top-1 accuracy, mean ± standard deviation over seeds (n), and the difference to random with its 95 % interval (Welch).'),
+    parts = [f'<p>{html.escape(head)}. Scale: smaller data than the paper, its protocol scaled as described in '
+             f'<code>scaled</code>.</p>',
+             '<h2>Accuracy</h2>',
+             frame_html(format_table(t),
+                        'Top-1 accuracy, mean ± standard deviation over seeds (n), and the difference to random with '
+                        'its 95 % interval (Welch).'),
              figure_html(plot_methods(t, head), 'The same; the dashed line is random with hard labels.')]
     if full is not None: parts += _pictures(frame, full, dynamics)
-    return atomic_write(path, lambda tmp: tmp.write_text(PAGE.substitute(title=html.escape(title), body=''.join(parts+_origin(frame))), encoding='utf-8'))
+    return atomic_write(path,
+                        lambda tmp: tmp.write_text(PAGE.substitute(title=html.escape(title),
+                                                                   body=''.join(parts+_origin(frame))),
+                                                   encoding='utf-8'))
 
 def _pictures(frame, full, dynamics):
-    sets = {m:build_set(run_cfg(frame.data.iloc[0], m, 1, n_classes=full.n_classes, n_full=len(full), size=full.size[0]), full, dynamics)
+    sets = {m:build_set(run_cfg(frame.data.iloc[0], m, 1, n_classes=full.n_classes, n_full=len(full),
+                                size=full.size[0]), full, dynamics)
             for m in frame.method.unique() if m in METHODS and (dynamics or not METHODS[m].score)}
-    out = ['<h2>The stored images</h2>', figure_html(gallery(sets), 'IPC 1, seed 0: the stored images of ten classes. PCA stores composites.')]
+    out = ['<h2>The stored images</h2>',
+           figure_html(gallery(sets), 'IPC 1, seed 0: the stored images of ten classes. PCA stores composites.')]
     if dynamics:
         s = difficulty(dynamics, 'el2n')
-        out += ['<h2>Difficulty</h2>', figure_html(plot_hist(dict(EL2N=s), f'EL2N, summed over {dynamics.el2n_epochs} epochs').figure, 'All training images; larger is harder.'),
+        out += ['<h2>Difficulty</h2>',
+                figure_html(plot_hist(dict(EL2N=s), f'EL2N, summed over {dynamics.el2n_epochs} epochs').figure,
+                            'All training images; larger is harder.'),
                 figure_html(show_extremes(full, s), 'Easiest and hardest image of each class, with EL2N.')]
     some = sets.get(frame.method.iloc[-1].split(',')[0]) or next(iter(sets.values()))
-    return out+['<h2>Bytes</h2>', frame_html(bytes_on_disk(some), f'{some.name}: measured by writing the files. Hard labels are the folder names.')]
+    return out+['<h2>Bytes</h2>',
+                frame_html(bytes_on_disk(some),
+                           f'{some.name}: measured by writing the files. Hard labels are the folder names.')]
 
 def _origin(frame):
     cols = ['data','arch','optimizer','epochs','device','dtype','threads','torch','torchvision','python','pca_nb']
-    where = frame.groupby(cols, sort=False).agg(rows=('key','size'), seconds=('seconds', lambda s: round(sum(x['train'] for x in s)))).reset_index()
-    runs = frame[['method','ipc','seed','top1','best_top1','nll','images','image_bytes','label_bytes',*(['fkd_bytes'] if 'fkd_bytes' in frame else []),'set','key']]
+    where = frame.groupby(cols, sort=False).agg(rows=('key','size'),
+                                                seconds=('seconds',
+                                                         lambda s: round(sum(x['train'] for x in s)))).reset_index()
+    runs = frame[['method','ipc','seed','top1','best_top1','nll','images','image_bytes','label_bytes',
+                  *(['fkd_bytes'] if 'fkd_bytes' in frame else []),'set','key']]
     return ['<h2>Where the numbers come from</h2>', frame_html(where, 'Configurations and machines.'),
             f'<details><summary>All {len(frame)} rows</summary>{frame_html(runs)}</details>']

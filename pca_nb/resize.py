@@ -10,6 +10,7 @@ import math
 
 import torch, torch.nn.functional as F
 from torch import Tensor
+from .core import Refused
 
 # %% ../nbs/library/11_resize.ipynb #3be0b83a
 def resize_weights(
@@ -23,7 +24,8 @@ def resize_weights(
     i = torch.arange(size, device=start.device)
     if flip is not None: i = torch.where(flip[:,None], size-1-i, i)
     scale = (length/size)[:,None]
-    j = torch.arange(total, device=start.device)-start[:,None]                             # (B,total), 0 at the window's start
+    # (B,total), 0 at the window's start
+    j = torch.arange(total, device=start.device)-start[:,None]
     w = 1-((j[:,None]+.5)-(scale*(i+.5))[:,:,None]).abs()/scale.clamp(min=1)[:,:,None]
     w = w.clamp(min=0)*((j>=0)&(j<length[:,None]))[:,None]
     return w/w.sum(-1, keepdim=True)
@@ -72,13 +74,17 @@ def draw_crops(
     u = torch.rand(4, len(region), 10, generator=g, device=region.device)
     area = (H*W)[:,None]*(scale[0]+(scale[1]-scale[0])*u[0])
     aspect = torch.exp(math.log(ratio[0])+(math.log(ratio[1])-math.log(ratio[0]))*u[1])
-    w,h = (area*aspect).sqrt().round().long(), (area/aspect).sqrt().round().long()
+    w = (area*aspect).sqrt().round().long()
+    h = (area/aspect).sqrt().round().long()
     fits = (w>0)&(w<=W[:,None])&(h>0)&(h<=H[:,None])
     first = fits.float().argmax(1, keepdim=True)
-    pick = lambda t,fallback: torch.where(fits.any(1), t.gather(1, first)[:,0], fallback)
-    w, h = pick(w, (H*ratio[1]).round().long().minimum(W)), pick(h, (W/ratio[0]).round().long().minimum(H))
-    v, s = pick(u[2], torch.full_like(u[2,:,0], .5)), pick(u[3], torch.full_like(u[3,:,0], .5)) # the fallback is centred
-    place = lambda room,r: torch.minimum((r*(room+1)).long(), room)
+    def pick(t,fallback): return torch.where(fits.any(1), t.gather(1, first)[:,0], fallback)
+    w = pick(w, (H*ratio[1]).round().long().minimum(W))
+    h = pick(h, (W/ratio[0]).round().long().minimum(H))
+    # the fallback is centred
+    v = pick(u[2], torch.full_like(u[2,:,0], .5))
+    s = pick(u[3], torch.full_like(u[3,:,0], .5))
+    def place(room,r): return torch.minimum((r*(room+1)).long(), room)
     return torch.stack([top+place(H-h, v), left+place(W-w, s), h, w], 1)
 
 # %% ../nbs/library/11_resize.ipynb #47a86480
@@ -87,7 +93,8 @@ def cell_edges(
     f:int,     # cells along the axis
 ) -> list:     # f+1 increasing pixel positions, from 0 to `total`
     "Where the cells of a composite begin; leftover pixels go to the first cells."
-    if not 1<=f<=total: raise ValueError(f"factor={f}, but an image of {total} pixels allows 1 to {total}: lower the factor")
+    if not 1<=f<=total:
+        raise Refused(f"factor={f}, but an image of {total} pixels allows 1 to {total}", "lower the factor")
     return [i*(total//f)+min(i, total%f) for i in range(f+1)]
 
 def cell_boxes(

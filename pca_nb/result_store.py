@@ -10,6 +10,7 @@ import hashlib, json, os
 from pathlib import Path
 
 import pandas as pd
+from .core import Refused
 from .storage import atomic_write, check_writable, file_lock, quarantine
 
 # %% ../nbs/benchmark/37_result_store.ipynb #b04a5397
@@ -20,7 +21,7 @@ class ResultStore:
     ): self.path = Path(path)
     def lines(self) -> tuple: # ({key: row}, {line number: text that is no row})
         "What the file holds: the first complete row of each key, and what cannot be used."
-        if self.path.is_dir(): raise ValueError(f"{self.path} is a folder: name a file for the rows")
+        if self.path.is_dir(): raise Refused(f"{self.path} is a folder", "name a file for the rows")
         rows, bad = {}, {}
         for n,l in enumerate(self.path.read_text(errors='replace').splitlines() if self.path.exists() else [], 1):
             if r := _row(l): rows.setdefault(r['key'], r)
@@ -39,7 +40,10 @@ class ResultStore:
         try:
             with file_lock(self.path):
                 if row['key'] not in self.lines()[0]: self._append(text.encode())
-        except OSError as e: raise OSError(e.errno, f"row {row['key']} was not written to {self.path} ({e.strerror or e}): free some space and run again, finished rows are kept") from e
+        except OSError as e:
+            raise OSError(e.errno,
+                          f"row {row['key']} was not written to {self.path} ({e.strerror or e}): free some space and "
+                          f"run again, finished rows are kept") from e
     def _append(self, todo:bytes):
         fd = os.open(self.path, os.O_RDWR|os.O_CREAT|os.O_APPEND, 0o644)
         size = os.fstat(fd).st_size
@@ -57,16 +61,21 @@ class ResultStore:
         with file_lock(self.path):
             rows, bad = self.lines()
             if rows and not bad: return
-            quarantine(self.path, f"line {', '.join(map(str, bad))} is no complete row" if bad else 'it is empty', keep=True)
-            atomic_write(self.path, lambda tmp: tmp.write_text(''.join(json.dumps(r)+'\n' for r in rows.values()))) if rows else self.path.unlink()
+            quarantine(self.path, f"line {', '.join(map(str, bad))} is no complete row" if bad else 'it is empty',
+                       keep=True)
+            atomic_write(self.path,
+                         lambda tmp: tmp.write_text(''.join(json.dumps(r)+'\n'
+                                                            for r in rows.values()))) if rows else self.path.unlink()
     def frame(self, cfgs=None) -> pd.DataFrame:
         "Rows as a table; those of `cfgs` only and in their order, if given."
         rows = self.lines()[0]
-        rows = list(rows.values()) if cfgs is None else [rows[k] for k in dict.fromkeys(c.key for c in cfgs) if k in rows]
+        rows = list(rows.values()) if cfgs is None else [rows[k] for k in dict.fromkeys(c.key for c in cfgs)
+                                                         if k in rows]
         return pd.DataFrame([{k:v for k,v in r.items() if k not in ('cfg','check')}|_knobs(r['cfg']) for r in rows])
 
 # %% ../nbs/benchmark/37_result_store.ipynb #67db4706
-def _check(row): return hashlib.sha1(json.dumps({k:v for k,v in row.items() if k!='check'}, sort_keys=True).encode()).hexdigest()[:8]
+def _check(row):
+    return hashlib.sha1(json.dumps({k:v for k,v in row.items() if k!='check'}, sort_keys=True).encode()).hexdigest()[:8]
 
 def _row(line):
     "The row a line holds, or `None` if it is torn, changed or something else."
@@ -77,4 +86,6 @@ def _row(line):
 def _knobs(cfg):
     "What a table may need to tell rows apart."
     a = cfg['recipe']['augment']
-    return dict(size=cfg['size'], labels='soft' if 'soft' in cfg else 'hard', optimizer=cfg['recipe']['optimizer'], batch=cfg['recipe']['batch'], crop=a['crop_scale'] and a['crop_scale'][0], **{k:a[k] for k in ('patches','mix','mix_prob','mix_labels')}, **cfg['tiling'])
+    return dict(size=cfg['size'], labels='soft' if 'soft' in cfg else 'hard', optimizer=cfg['recipe']['optimizer'],
+                batch=cfg['recipe']['batch'], crop=a['crop_scale'] and a['crop_scale'][0],
+                **{k:a[k] for k in ('patches','mix','mix_prob','mix_labels')}, **cfg['tiling'])

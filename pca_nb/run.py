@@ -9,7 +9,6 @@ __all__ = ['run_one']
 import hashlib, shutil, tempfile, time
 from pathlib import Path
 from . import __version__
-from .core import to_jsonable
 from .machine import environment_info, pick_device
 from .imageset import content_hash, ImageSet
 from .files import encode_images
@@ -28,7 +27,8 @@ def _difficulty(s, dynamics):
     "Mean scores of the images in a set, where the run recorded them."
     if not isinstance(dynamics, Dynamics) or (s.index<0).any(): return {}
     whole = dynamics.epochs>dynamics.el2n_epochs # else only EL2N is what it says
-    return {k:round(difficulty(dynamics, k)[s.index].mean().item(), 4) for k in ('el2n',)+('forgetting','aum','entropy')*whole}
+    return {k:round(difficulty(dynamics, k)[s.index].mean().item(), 4)
+            for k in ('el2n',)+('forgetting','aum','entropy')*whole}
 
 def _labels(cfg, s, teachers, store, dev, dtype):
     "What a run learns from: hard labels, a teacher, or its stored answers."
@@ -36,13 +36,16 @@ def _labels(cfg, s, teachers, store, dev, dtype):
     live = TeacherLabels(*teachers)
     if cfg.soft.store is None: return live
     kept = StoredLabels(store, s) if store.exists() else None
-    if kept and kept.meta['teacher']!=live.key: shutil.rmtree(store); kept = None # left by another teacher's run
+    if kept and kept.meta['teacher']!=live.key:
+        shutil.rmtree(store)
+        kept = None # left by another teacher's run
     return kept or StoredLabels(write_labels(store, s, cfg.recipe, live, cfg.seed, cfg.soft.store, dev, dtype), s)
 
 def _soft_row(cfg, s, teachers):
     "What a soft run's row has besides."
     if not cfg.recipe.soft: return {}
-    return dict(fkd_bytes=fkd_bytes(len(s)*cfg.recipe.epochs, s.n_classes), teachers=[dict(arch=t.arch, key=t.key, top1=t.top1) for t in teachers])
+    return dict(fkd_bytes=fkd_bytes(len(s)*cfg.recipe.epochs, s.n_classes),
+                teachers=[dict(arch=t.arch, key=t.key, top1=t.top1) for t in teachers])
 
 def _set_name(s):
     "A hash of which images were chosen; of their pixels, if they come from nowhere."
@@ -64,7 +67,8 @@ def run_one(
     made=None,      # from `distilled`, for a run whose set networks chose or made
 ) -> dict:          # the row
     "One finished row of the benchmark."
-    t0, dev = time.perf_counter(), pick_device(device)
+    t0 = time.perf_counter()
+    dev = pick_device(device)
     note = made[1] if made else {}
     s = made[0] if made else build_set(cfg, full, dynamics, notes=note)
     before = note.get('seconds', 0)
@@ -73,11 +77,18 @@ def run_one(
     net = make_model(cfg.arch, s.n_classes, cfg.size, cfg.seed)
     with tempfile.TemporaryDirectory() as d:
         labels = _labels(cfg, seen, teachers, Path(store or f'{d}/labels'), dev, dtype)
-        t1, kept = time.perf_counter(), getattr(labels, 'nbytes', 0)
-        log = train(net, seen, cfg.recipe, cfg.seed, test, device=dev, dtype=dtype, ckpt=ckpt, desc=_name(cfg), labels=labels)
+        t1 = time.perf_counter()
+        kept = getattr(labels, 'nbytes', 0)
+        log = train(net, seen, cfg.recipe, cfg.seed, test, device=dev, dtype=dtype, ckpt=ckpt, desc=_name(cfg),
+                    labels=labels)
     last, valid = log.iloc[-1], log.dropna(subset='top1')
-    return dict(key=cfg.key, data=cfg.data, method=cfg.method, ipc=cfg.ipc, seed=cfg.seed, arch=cfg.arch, top1=round(float(last.top1), 3), top5=round(float(last.top5), 3),
-                nll=round(float(last.nll), 4), per_class=last.per_class, best_top1=round(float(valid.top1.max()), 3), best_epoch=int(valid.epoch[valid.top1.idxmax()]),
-                loss=round(float(last.loss), 5), images=len(s), image_bytes=sum(map(len, encode_images(s, 'png'))), label_bytes=kept, epochs=cfg.recipe.epochs,
-                set=_set_name(s), difficulty=_difficulty(s, dynamics), seconds=dict(make=round(before+t1-t0, 2), train=round(time.perf_counter()-t1, 2)),
-                **(_soft_row(cfg, s, teachers) | (dict(made=note) if note else {}) | environment_info(dev) | dict(pca_nb=__version__)), cfg=cfg.to_dict())
+    return dict(key=cfg.key, data=cfg.data, method=cfg.method, ipc=cfg.ipc, seed=cfg.seed, arch=cfg.arch,
+                top1=round(float(last.top1), 3), top5=round(float(last.top5), 3),
+                nll=round(float(last.nll), 4), per_class=last.per_class, best_top1=round(float(valid.top1.max()), 3),
+                best_epoch=int(valid.epoch[valid.top1.idxmax()]),
+                loss=round(float(last.loss), 5), images=len(s), image_bytes=sum(map(len, encode_images(s, 'png'))),
+                label_bytes=kept, epochs=cfg.recipe.epochs,
+                set=_set_name(s), difficulty=_difficulty(s, dynamics),
+                seconds=dict(make=round(before+t1-t0, 2), train=round(time.perf_counter()-t1, 2)),
+                **(_soft_row(cfg, s, teachers) | (dict(made=note) if note else {}) | environment_info(dev)
+                   | dict(pca_nb=__version__)), cfg=cfg.to_dict())

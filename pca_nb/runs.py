@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 import torch
-from .core import config_hash, generator, lookup, to_jsonable
+from .core import config_hash, generator, lookup, Refused, to_jsonable
 from .imageset import ImageSet
 from .datasets import DATASETS
 from .combine import Tiling
@@ -79,17 +79,21 @@ def run_cfg(
     **scale,             # `steps_per_epoch`, `min_steps`, `min_batch` of `scale_recipe`; `min_steps` overrides the protocol's epochs
 ) -> RunCfg:
     "Return the configuration of one row, every constant filled in."
-    m, info = lookup(METHODS, method, 'method'), DATASETS.get(data)
+    m = lookup(METHODS, method, 'method')
+    info = DATASETS.get(data)
     size, n_classes, n_full = size or info.size, n_classes or info.n_classes, n_full or N_TRAIN[data]
     p = protocol_for(data, size)
     for a in (arch, *teachers): lookup(MODELS, a or p.arch, 'network')
     n = ipc*n_classes
     r = recipe_for(lookup(RECIPES, recipe, 'recipe'), p, n, scale)
     f = (factor or m.factor_at(size)) if m.factor!=1 else 1
-    if not r.soft and (labels or teachers!=('',)): raise ValueError(f"recipe={recipe!r} learns from hard labels: leave teachers and labels out, or take a soft recipe")
+    if not r.soft and (labels or teachers!=('',)):
+        raise Refused(f"recipe={recipe!r} learns from hard labels",
+                      "leave teachers and labels out, or take a soft recipe")
     if m.decode: r = replace(r, epochs=max(1, round(r.epochs*ceil(n/r.batch)/ceil(n*f*f/r.batch)))) # as many steps
     makers = dict(one=[p.arch], other=p.others[:1], several=[p.arch, *p.others]).get(m.teachers, ())
-    cfgs = lambda archs: tuple(_teacher_cfg(a or p.arch, data, size, n_full, seed+archs[:k].count(a)) for k,a in enumerate(archs))
+    def cfgs(archs):
+        return tuple(_teacher_cfg(a or p.arch, data, size, n_full, seed+archs[:k].count(a)) for k,a in enumerate(archs))
     return RunCfg(data, method, ipc, seed, size, arch or p.arch,
         recipe=replace(r, augment=replace(r.augment, **dict(patches=_seen(m, r)) | (augment or {}))),
         tiling=Tiling(f, shrink or p.shrink) if f>1 else Tiling(1),
@@ -110,7 +114,11 @@ def build_set(
     "The compressed set of a run."
     m = lookup(METHODS, cfg.method, 'method')
     synthesis = cfg.synthesis or SynthesisCfg()
-    if len(teachers)!=len(synthesis.teachers): raise ValueError(f"{cfg.method} asks {len(synthesis.teachers)} trained networks, got {len(teachers)}: give those of its configuration, see `Grid.makers`")
+    if len(teachers)!=len(synthesis.teachers):
+        raise Refused(f"{cfg.method} asks {len(synthesis.teachers)} trained networks, got {len(teachers)}",
+                      "give those of its configuration, see `Grid.makers`")
     scores = difficulty(dynamics, m.score) if m.score else torch.zeros(len(full))
-    use = MethodInputs(scores, generator(cfg.seed, 'subset'), cfg.tiling, tuple(teachers), synthesis.cfg, cfg.seed, device, ckpt, {} if notes is None else notes)
-    return replace(check_output(m.make(full, cfg.ipc, use), full, cfg.ipc, cfg.method), name=f'{cfg.data}/{cfg.method}/ipc{cfg.ipc}')
+    use = MethodInputs(scores, generator(cfg.seed, 'subset'), cfg.tiling, tuple(teachers), synthesis.cfg, cfg.seed,
+                       device, ckpt, {} if notes is None else notes)
+    return replace(check_output(m.make(full, cfg.ipc, use), full, cfg.ipc, cfg.method),
+                   name=f'{cfg.data}/{cfg.method}/ipc{cfg.ipc}')

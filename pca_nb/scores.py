@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np, torch
 from torch import Tensor
-from .core import lookup, to_jsonable
+from .core import lookup, Refused, to_jsonable
 from .storage import atomic_write, load_arrays, quarantine
 from .machine import pick_device
 from .imageset import ImageSet
@@ -39,9 +39,11 @@ class Recorder(Callback):
     def after_batch(self, epoch, idx, logits, labels):
         "Add one batch to the sums; no value leaves the device."
         s, idx = self.sums, idx.to(logits.device)
-        p, y, right = logits.softmax(1), labels[:,None], logits.argmax(1)==labels
+        p = logits.softmax(1)
+        y = labels[:,None]
+        right = logits.argmax(1)==labels
         rival = logits.scatter(1, y, -torch.inf).argmax(1, keepdim=True)
-        gap = lambda v: (v.gather(1, y)-v.gather(1, rival))[:,0]
+        def gap(v): return (v.gather(1, y)-v.gather(1, rival))[:,0]
         if epoch<self.el2n_epochs: s['el2n'][idx] += p.scatter_add(1, y, torch.full_like(p[:,:1], -1)).norm(dim=1)
         s['forgotten'][idx] += (self.was_right[idx]&~right).float()
         s['margin'][idx] += gap(p)
@@ -52,8 +54,10 @@ class Recorder(Callback):
 
     def state(self): return dict(sums=self.sums, was_right=self.was_right, epochs=self.epochs)
     def load(self, state):
-        to = lambda v: v.to(self.was_right.device)
-        self.sums, self.was_right, self.epochs = {k:to(v) for k,v in state['sums'].items()}, to(state['was_right']), state['epochs']
+        def to(v): return v.to(self.was_right.device)
+        self.sums = {k:to(v) for k,v in state['sums'].items()}
+        self.was_right = to(state['was_right'])
+        self.epochs = state['epochs']
 
 # %% ../nbs/library/21_scores.ipynb #8b4a5364
 @dataclass
@@ -64,7 +68,8 @@ class Dynamics:
     el2n_epochs:int # epochs in the EL2N sum
     meta:dict       # the configuration that made them
     def __len__(self): return len(self.sums['correct'])
-    def __repr__(self): return f"Dynamics({len(self)} images, {self.epochs} epochs of {self.meta.get('arch', 'an unnamed network')})"
+    def __repr__(self):
+        return f"Dynamics({len(self)} images, {self.epochs} epochs of {self.meta.get('arch', 'an unnamed network')})"
     def save(self, path):
         "Write the sums to a file, complete or not at all."
         arrays = dict({k:v.numpy() for k,v in self.sums.items()}, epochs=self.epochs, el2n_epochs=self.el2n_epochs,
@@ -90,7 +95,8 @@ def difficulty(
     name:str,  # a key of `SCORES`
 ) -> Tensor:   # (N,) float, larger = harder
     "One difficulty an image."
-    return lookup(dynamics, name, 'score of this file') if isinstance(dynamics, dict) else lookup(SCORES, name, 'score')(dynamics)
+    return lookup(dynamics, name, 'score of this file') if isinstance(dynamics,
+                                                                      dict) else lookup(SCORES, name, 'score')(dynamics)
 
 # %% ../nbs/library/21_scores.ipynb #b9ea64bf
 @dataclass(frozen=True)
@@ -111,16 +117,20 @@ def record_dynamics(
     test=None,       # measured on the way, for the log
 ) -> Dynamics:
     "Train once on the full set and keep what every image did; resumable beside `path`, also under `torchrun`."
-    if cfg.size and full.size[0]!=cfg.size: raise ValueError(f"{full!r} cannot be scored by a run at {cfg.size} px: load it at that size")
+    if cfg.size and full.size[0]!=cfg.size:
+        raise Refused(f"{full!r} cannot be scored by a run at {cfg.size} px", "load it at that size")
     path = path and Path(path)
     if path and (found := on_rank_zero(lambda: _found(path, len(full), cfg))): return found
     dev = pick_device(device)
     rec = Recorder(len(full), cfg.el2n_epochs, dev)
     net = make_model(cfg.arch, full.n_classes, full.size[0], cfg.seed)
     ckpt = path and path.with_suffix('.ckpt')
-    train(net, full, cfg.recipe, cfg.seed, test, [rec], cfg.stop_epoch or None, dev, ckpt=ckpt, desc=f'scoring {full.name}'.rstrip())
+    train(net, full, cfg.recipe, cfg.seed, test, [rec], cfg.stop_epoch or None, dev, ckpt=ckpt,
+          desc=f'scoring {full.name}'.rstrip())
     out = Dynamics({k:v.cpu() for k,v in rec.sums.items()}, rec.epochs, cfg.el2n_epochs, to_jsonable(cfg))
-    def keep(): out.save(path); ckpt.unlink(missing_ok=True)
+    def keep():
+        out.save(path)
+        ckpt.unlink(missing_ok=True)
     if path: on_rank_zero(keep) # the first process writes, the others wait
     return out
 
@@ -133,7 +143,9 @@ def _found(path, n, cfg):
         if not is_damaged_npz(path): raise # whole, but not ours or of another set
         quarantine(path, e.__cause__ or e)
         return None
-    if found.meta!=to_jsonable(cfg): raise ValueError(f"{path} was recorded by another run ({found!r}): remove it, choose another file, or ask for the run it has")
+    if found.meta!=to_jsonable(cfg):
+        raise Refused(f"{path} was recorded by another run ({found!r})",
+                      "remove it, choose another file, or ask for the run it has")
     return found
 
 def is_damaged_npz(path) -> bool:
@@ -154,7 +166,9 @@ def read_dynamics(
 
 def check_length(path, have, n):
     "A ValueError if a file scores another number of images than the set has."
-    if n is not None and have!=n: raise ValueError(f"{path} scores {have:,} images, but the set has {n:,}: scores and images must come from the same set")
+    if n is not None and have!=n:
+        raise Refused(f"{path} scores {have:,} images, but the set has {n:,}",
+                      "scores and images must come from the same set")
 
 # %% ../nbs/library/21_scores.ipynb #d8801191
 def scoring_accuracy(
@@ -162,8 +176,11 @@ def scoring_accuracy(
     labels:Tensor,     # (N,) int64 of its images
 ) -> tuple:            # percent of its answers that were right, over all epochs; percent that always naming the largest class would give
     "Whether the network that scores come from knew anything."
-    if len(dynamics)!=len(labels): raise ValueError(f"{len(dynamics):,} images were recorded, {len(labels):,} labels are given: they must be of the same set")
-    return 100*dynamics.sums['correct'].double().mean().item()/dynamics.epochs, 100*labels.bincount().max().item()/len(labels)
+    if len(dynamics)!=len(labels):
+        raise Refused(f"{len(dynamics):,} images were recorded, {len(labels):,} labels are given",
+                      "they must be of the same set")
+    return (100*dynamics.sums['correct'].double().mean().item()/dynamics.epochs,
+            100*labels.bincount().max().item()/len(labels))
 
 # %% ../nbs/library/21_scores.ipynb #0b1e9564
 _SAFE = {('collections','OrderedDict'), ('torch._utils','_rebuild_tensor_v2'), ('torch','Size')}
@@ -171,9 +188,10 @@ _SAFE = {('collections','OrderedDict'), ('torch._utils','_rebuild_tensor_v2'), (
 class _TensorsOnly(pickle.Unpickler):
     "Unpickles dicts of tensors and refuses everything else."
     def find_class(self, module, name):
-        if (module,name)==('torch.storage','_load_from_bytes'): return lambda b: torch.load(io.BytesIO(b), weights_only=True)
+        if (module,name)==('torch.storage','_load_from_bytes'):
+            return lambda b: torch.load(io.BytesIO(b), weights_only=True)
         if (module,name) in _SAFE: return super().find_class(module, name)
-        raise ValueError(f"it wants to call {module}.{name}, which is no tensor: not opened")
+        raise Refused(f"it wants to call {module}.{name}, which is no tensor", "not opened")
 
 def read_ccs_scores(
     path,          # `imagenet-data-score.pt`, or a file of the same layout
@@ -185,10 +203,15 @@ def read_ccs_scores(
         with open(path, 'rb') as f: d = _TensorsOnly(f).load()
     except Exception as e: # whatever a foreign file does to the unpickler
         why = str(e) if type(e)==ValueError or isinstance(e, OSError) else 'no pickle of plain tensors'
-        raise ValueError(f"{path} cannot be read as a score file ({why}): the layout is a dict of tensors {', '.join(want)}") from e
+        raise Refused(f"{path} cannot be read as a score file ({why})",
+                      f"the layout is a dict of tensors {', '.join(want)}") from e
     if not isinstance(d, dict) or (gone := [k for k in want if not isinstance(d.get(k), Tensor)]):
-        raise ValueError(f"{path} lacks {', '.join(want if not isinstance(d, dict) else gone)}: the layout is a dict of tensors {', '.join(want)}")
+        raise Refused(f"{path} lacks {', '.join(want if not isinstance(d, dict) else gone)}",
+                      f"the layout is a dict of tensors {', '.join(want)}")
     check_length(path, len(d['targets']), len(labels))
-    if (off := (d['targets'].long()!=labels).sum().item()): raise ValueError(f"{path}: {off:,} targets differ from the set's labels: its order is ImageFolder's, sorted class folders, then sorted files")
-    return {'el2n':d['el2n'].float(), 'forgetting':d['forgetting'].float(), 'aum':-d['accumulated_margin'].float(), 'correctness':-d['correctness'].float(),
+    if (off := (d['targets'].long()!=labels).sum().item()):
+        raise Refused(f"{path}: {off:,} targets differ from the set's labels",
+                      "its order is ImageFolder's, sorted class folders, then sorted files")
+    return {'el2n':d['el2n'].float(), 'forgetting':d['forgetting'].float(), 'aum':-d['accumulated_margin'].float(),
+            'correctness':-d['correctness'].float(),
             'forgetting-inf':torch.where(d['correctness']==0, torch.inf, d['forgetting'].float())}

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
-from .core import generator
+from .core import generator, Refused
 from .storage import atomic_write
 from .machine import environment_info, keep_freed_memory, pick_device, pick_dtype
 from .imageset import IMAGENET_STATS, ImageSet
@@ -57,7 +57,8 @@ class SpeedScale:
     valid:int=50_000      # images validated
     valid_loop:int=1000   # of them sample by sample; the ratio is one of images a second
     logits:int=5005       # batches of 256×1000 logits that go by the recorder: an epoch of ImageNet-1K
-QUICK = SpeedScale(train32=128, train224=10, batch224=10, epochs=1, views32=1000, views224=96, ipcs=(10,), selections=1, looped=100_000, tiles=40, files=128, valid=400, valid_loop=200, logits=100)
+QUICK = SpeedScale(train32=128, train224=10, batch224=10, epochs=1, views32=1000, views224=96, ipcs=(10,),
+                   selections=1, looped=100_000, tiles=40, files=128, valid=400, valid_loop=200, logits=100)
 GPU = dict(train32=4096, train224=1024, batch224=128, epochs=8) # more work a round where a step is short
 
 # %% ../nbs/engine/46_speed.ipynb #71e0e5b8
@@ -67,7 +68,8 @@ def resident_steps(arch:str, size:int, batch:int, n:int, device, dtype=None):
     keep_freed_memory()
     net = make_model(arch, 10, size).to(dev)
     net.to(memory_format=(lie := best_memory_format(net)))
-    opt, dtype = OPTIMIZERS['adamw'](param_groups(net, HARD), HARD), dtype or pick_dtype(dev)
+    opt = OPTIMIZERS['adamw'](param_groups(net, HARD), HARD)
+    dtype = dtype or pick_dtype(dev)
     x = torch.randn(batch, 3, size, size, device=dev).contiguous(memory_format=lie)
     y = torch.arange(batch, device=dev)%10
     def step():
@@ -81,7 +83,8 @@ def resident_steps(arch:str, size:int, batch:int, n:int, device, dtype=None):
 
 def our_training(data:ImageSet, arch:str, batch:int, epochs:int, device, compiled:bool=False):
     "Epochs of `train`."
-    net, recipe = make_model(arch, 10, data.size[0]), replace(HARD, batch=batch, epochs=epochs)
+    net = make_model(arch, 10, data.size[0])
+    recipe = replace(HARD, batch=batch, epochs=epochs)
     if compiled: net = torch.compile(net)
     return lambda: per_second(epochs*len(data), lambda: train(net, data, recipe, device=device))
 
@@ -91,18 +94,24 @@ def time_training(arch:str, size:int, n:int, batch:int, target:float, scale:Spee
     data, what = photos(n, size), f'training, {arch} at {size} px'
     with tempfile.TemporaryDirectory() as d:
         folder = str(save_folder(data, Path(d)/'set', 'jpeg')/'images')
-        runners = {'ours':our_training(data, arch, batch, scale.epochs, device), 'the network alone':resident_steps(arch, size, batch, n*scale.epochs, device),
-                   'the usual loop':lambda: apart(reference_training, folder, arch, size, batch, str(pick_device(device)))}
-        if pick_device(device).type=='cuda': runners['torch.compile'] = our_training(data, arch, batch, scale.epochs, device, True)
+        runners = {'ours':our_training(data, arch, batch, scale.epochs, device),
+                   'the network alone':resident_steps(arch, size, batch, n*scale.epochs, device),
+                   'the usual loop':lambda: apart(reference_training, folder, arch, size, batch,
+                                                  str(pick_device(device)))}
+        if pick_device(device).type=='cuda':
+            runners['torch.compile'] = our_training(data, arch, batch, scale.epochs, device, True)
         rounds = time_in_turns(runners, scale.repeats)
-    out = [speed_ratio(rounds, 'ours', 'the usual loop', what, target), speed_ratio(rounds, 'ours', 'the network alone', what, .95)]
+    out = [speed_ratio(rounds, 'ours', 'the usual loop', what, target),
+           speed_ratio(rounds, 'ours', 'the network alone', what, .95)]
     return out+([speed_ratio(rounds, 'torch.compile', 'ours', what+', compiled')] if 'torch.compile' in rounds else [])
 
 # %% ../nbs/engine/46_speed.ipynb #54c4eade
 def our_views(data:ImageSet, batch:int, device):
     "An epoch of views, drawn and rendered."
-    dev, aug = pick_device(device), AugmentCfg(patches='extract')
-    x, g = data.images.to(dev), generator(0, 'views', device=dev)
+    dev = pick_device(device)
+    aug = AugmentCfg(patches='extract')
+    x = data.images.to(dev)
+    g = generator(0, 'views', device=dev)
     def epoch():
         for b in x.split(batch): apply_view(b, draw_view(len(b), data.size, aug, 2, g, dev), data.stats)
     return lambda: per_second(len(x), epoch)
@@ -111,9 +120,11 @@ def v2_views(data:ImageSet, n:int):
     "torchvision v2, one tensor after another."
     import torchvision.transforms.v2 as v2
     size = data.size[0]
-    crop = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*IMAGENET_STATS)])
+    crop = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True),
+                       v2.Normalize(*IMAGENET_STATS)])
     boxes = cell_boxes(torch.randint(4, (n,), generator=generator(0)), 2, data.size).tolist()
-    return lambda: per_second(n, lambda: torch.stack([crop(im[:, t:t+h, l:l+w]) for im,(t,l,h,w) in zip(data.images[:n], boxes)]))
+    return lambda: per_second(n, lambda: torch.stack([crop(im[:, t:t+h, l:l+w])
+                                                      for im,(t,l,h,w) in zip(data.images[:n], boxes)]))
 
 def kornia_views(data:ImageSet, batch:int, device):
     "kornia's batched crop, flip and normalise; whichever of its two ways to crop is faster here."
@@ -121,7 +132,8 @@ def kornia_views(data:ImageSet, batch:int, device):
     x = data.images.to(pick_device(device))
     mean,std = (torch.tensor(s) for s in IMAGENET_STATS)
     def way(mode):
-        pipe = torch.nn.Sequential(K.RandomResizedCrop(data.size, cropping_mode=mode), K.RandomHorizontalFlip(), K.Normalize(mean, std))
+        pipe = torch.nn.Sequential(K.RandomResizedCrop(data.size, cropping_mode=mode), K.RandomHorizontalFlip(),
+                                   K.Normalize(mean, std))
         def epoch():
             for b in x.split(batch): pipe(b.float()/255)
         return lambda: per_second(len(x), epoch)
@@ -131,18 +143,22 @@ def kornia_views(data:ImageSet, batch:int, device):
 # %% ../nbs/engine/46_speed.ipynb #5f40d013
 def time_augmentation(size:int, n:int, batch:int, target:float, scale:SpeedScale, device, apart) -> list:
     "Ours against Pillow, torchvision and kornia."
-    data, small, what = photos(n, size), photos(scale.small_set, size, 1), f'augmentation at {size} px'
+    data = photos(n, size)
+    small = photos(scale.small_set, size, 1)
+    what = f'augmentation at {size} px'
     with tempfile.TemporaryDirectory() as d:
         folders = [str(save_folder(s, Path(d)/str(len(s)), 'jpeg')/'images') for s in (data, small)]
         runners = {'ours':our_views(data, batch, device), 'ours, small set':our_views(small, batch, device),
                    'Pillow in workers':lambda: apart(reference_views, folders[0], size, batch, True),
-                   'Pillow, workers restarted each epoch':lambda: apart(reference_views, folders[1], size, batch, False),
+                   'Pillow, workers restarted each epoch':lambda: apart(reference_views, folders[1], size, batch,
+                                                                        False),
                    'torchvision v2, one by one':v2_views(data, min(n, batch))}
         try: runners["kornia's batches"] = kornia_views(data, batch, device)
         except ImportError: pass
         rounds = time_in_turns(runners, scale.repeats)
     out = [speed_ratio(rounds, 'ours', 'Pillow in workers', what, target),
-           speed_ratio(rounds, 'ours, small set', 'Pillow, workers restarted each epoch', f'{what}, a set of {scale.small_set}', target),
+           speed_ratio(rounds, 'ours, small set', 'Pillow, workers restarted each epoch',
+                       f'{what}, a set of {scale.small_set}', target),
            speed_ratio(rounds, 'ours', 'torchvision v2, one by one', what)]
     return out+([speed_ratio(rounds, 'ours', "kornia's batches", what, 1.)] if "kornia's batches" in rounds else [])
 
@@ -154,7 +170,8 @@ class _Timed(Callback):
 
 def time_recording(scale:SpeedScale, device, apart) -> list:
     "Training with EL2N, forgetting, AUM and correctness recorded, against the same without."
-    data, net = photos(scale.train32, 32), make_model('convnet3-bn', 10, 32)
+    data = photos(scale.train32, 32)
+    net = make_model('convnet3-bn', 10, 32)
     def share():
         timed = _Timed(Recorder(len(data), device=pick_device(device)))
         total = 1/per_second(1, lambda: train(net, data, replace(HARD, epochs=1), callbacks=[timed], device=device))
@@ -164,8 +181,10 @@ def time_recording(scale:SpeedScale, device, apart) -> list:
     m = apart(partial, recorder_memory, scale.scored, 1000, scale.logits)
     kept, logits = m['bytes_an_image'], 60*1000*4.
     note = f"the process grew by {m['growth']/2**20:.1f} MB while {scale.logits} batches of 256×1000 logits went by"
-    return [replace(speed_ratio(rounds, 'ours', 'theirs', 'training while recording', .97), against='the same without recording', note='one run: its time without the callback'),
-            Result(f'memory of the sums, {scale.scored:,} images', 'logits of 60 epochs', logits/kept, logits/kept, logits/kept, 1, math.nan, kept, logits, 'bytes an image', note)]
+    return [replace(speed_ratio(rounds, 'ours', 'theirs', 'training while recording', .97),
+                    against='the same without recording', note='one run: its time without the callback'),
+            Result(f'memory of the sums, {scale.scored:,} images', 'logits of 60 epochs', logits/kept, logits/kept,
+                   logits/kept, 1, math.nan, kept, logits, 'bytes an image', note)]
 
 def recorder_memory(
     n:int,       # images
@@ -173,9 +192,11 @@ def recorder_memory(
     steps:int,   # batches of 256 that go by
 ) -> dict:       # bytes an image of the sums; growth of the process, bytes, over the last nine tenths of the steps
     "What recording needs, whatever the number of epochs and classes."
-    rec, g = Recorder(n), generator(0, 'logits')
+    rec = Recorder(n)
+    g = generator(0, 'logits')
     z = torch.randn(256, classes, generator=g)
-    order, before = torch.randperm(n, generator=g).split(256), 0
+    order = torch.randperm(n, generator=g).split(256)
+    before = 0
     for step in range(steps):
         if step==steps//10: before = resident_bytes()
         idx = order[step%len(order)]
@@ -191,15 +212,21 @@ def resident_bytes() -> int:
 # %% ../nbs/engine/46_speed.ipynb #89636459
 def time_selection(scale:SpeedScale) -> list:
     "Every pruner on as many scores as ImageNet-1K has images; seconds, and the loop."
-    g, names = generator(0, 'scores'), [str(i) for i in range(1000)]
-    scores, labels = torch.rand(scale.scored, generator=g), torch.randint(1000, (scale.scored,), generator=g)
-    seconds = lambda rule,ipc: 1/per_second(1, lambda: PRUNERS[rule](scores, labels, names, ipc, generator(0)))
-    times = {(rule,ipc):sorted(seconds(rule, ipc) for _ in range(scale.selections)) for rule in PRUNERS for ipc in scale.ipcs}
+    g = generator(0, 'scores')
+    names = [str(i) for i in range(1000)]
+    scores = torch.rand(scale.scored, generator=g)
+    labels = torch.randint(1000, (scale.scored,), generator=g)
+    def seconds(rule,ipc): return 1/per_second(1, lambda: PRUNERS[rule](scores, labels, names, ipc, generator(0)))
+    times = {(rule,ipc):sorted(seconds(rule, ipc) for _ in range(scale.selections)) for rule in PRUNERS
+             for ipc in scale.ipcs}
     slowest = {rule:max((times[rule,ipc] for ipc in scale.ipcs), key=lambda v: v[len(v)//2]) for rule in PRUNERS}
-    out = [Result(f'{rule} from {scale.scored:,} scores', '2 seconds', 2/v[len(v)//2], 2/v[-1], 2/v[0], len(v), 1., v[len(v)//2], 2., 's', f'slowest of IPC {scale.ipcs}'.replace(',)', ')')) for rule,v in slowest.items()]
+    out = [Result(f'{rule} from {scale.scored:,} scores', '2 seconds', 2/v[len(v)//2], 2/v[-1], 2/v[0], len(v), 1.,
+                  v[len(v)//2], 2., 's', f'slowest of IPC {scale.ipcs}'.replace(',)', ')'))
+           for rule,v in slowest.items()]
     s, y = scores[:scale.looped], labels[:scale.looped]
     rounds = time_in_turns({'ours':lambda: per_second(len(s), lambda: PRUNERS['easyB'](s, y, names, 10, generator(0))),
-                   'a Python loop':lambda: per_second(len(s), lambda: loop_selection(s.tolist(), y.tolist(), 10))}, scale.repeats)
+                   'a Python loop':lambda: per_second(len(s), lambda: loop_selection(s.tolist(), y.tolist(), 10))},
+                           scale.repeats)
     return out+[replace(speed_ratio(rounds, 'ours', 'a Python loop', f'easyB from {len(s):,} scores'), unit='scores/s')]
 
 def time_combining(scale:SpeedScale) -> list:
@@ -209,19 +236,24 @@ def time_combining(scale:SpeedScale) -> list:
     idx = torch.randint(256, (scale.tiles,4), generator=generator(0, 'tiles'))
     few = idx[:max(64, scale.tiles//20)]
     rounds = time_in_turns({'ours':lambda: per_second(4*len(idx), lambda: combine(full, idx)),
-                   'a Python loop':lambda: per_second(4*len(few), lambda: loop_combining(full.images, few.tolist()))}, scale.repeats)
-    return [speed_ratio(rounds, 'ours', 'a Python loop', f'combining {4*len(idx):,} images of 224 px', 10., f'the loop combined {4*len(few):,}')]
+                   'a Python loop':lambda: per_second(4*len(few), lambda: loop_combining(full.images, few.tolist()))},
+                           scale.repeats)
+    return [speed_ratio(rounds, 'ours', 'a Python loop', f'combining {4*len(idx):,} images of 224 px', 10.,
+                        f'the loop combined {4*len(few):,}')]
 
 # %% ../nbs/engine/46_speed.ipynb #89c96734
 def time_reading(scale:SpeedScale, apart) -> list:
     "JPEG files of 480×360 into 224 px squares: images a second, and how much memory moves."
     with tempfile.TemporaryDirectory() as d:
         folder = write_jpegs(Path(d)/'jpegs', scale.files)
-        rounds = time_in_turns({'ours':our_reading(folder), 'ImageFolder and DataLoader':lambda: apart(reference_reading, str(folder), 224, 64)}, scale.repeats)
+        rounds = time_in_turns({'ours':our_reading(folder),
+                                'ImageFolder and DataLoader':lambda: apart(reference_reading, str(folder), 224, 64)},
+                               scale.repeats)
         swing = apart(memory_swing, str(folder))
     out = [speed_ratio(rounds, 'ours', 'ImageFolder and DataLoader', 'reading JPEG files', 1.3)]
     if not swing: return out # it did not move, or cannot be read
-    return out+[Result('memory while reading', 'a swing of ±10 %', .1/swing, .1/swing, .1/swing, 1, 1., 100*swing, 10., '±% of resident memory', 'in a process of its own')]
+    return out+[Result('memory while reading', 'a swing of ±10 %', .1/swing, .1/swing, .1/swing, 1, 1., 100*swing, 10.,
+                       '±% of resident memory', 'in a process of its own')]
 
 def our_reading(folder, seen=lambda: None):
     "An epoch of files in a random order, two batches ahead."
@@ -248,17 +280,23 @@ def time_validation(scale:SpeedScale, device, apart) -> list:
     net = make_model('convnet3-bn', 10, 32).to(pick_device(device)).to(memory_format=torch.channels_last)
     few = scale.valid_loop
     rounds = time_in_turns({'ours':lambda: per_second(len(data), lambda: validate(net, data)),
-                   'sample by sample':lambda: apart(reference_validation, few, 32, 'convnet3-bn', str(pick_device(device)))}, scale.repeats)
-    return [speed_ratio(rounds, 'ours', 'sample by sample', f'validating {len(data):,} images', 3., f'the loop counted {few:,}')]
+                   'sample by sample':lambda: apart(reference_validation, few, 32, 'convnet3-bn',
+                                                    str(pick_device(device)))}, scale.repeats)
+    return [speed_ratio(rounds, 'ours', 'sample by sample', f'validating {len(data):,} images', 3.,
+                        f'the loop counted {few:,}')]
 
 def time_help(scale:SpeedScale) -> list:
     "`pca-nb --help`."
-    once = lambda: 1/per_second(1, lambda: subprocess.run([sys.executable, '-c', 'import sys; sys.argv = ["pca-nb","--help"]; from pca_nb.cli import main; main()'], capture_output=True, check=True))
+    def once():
+        return 1/per_second(1, lambda: subprocess.run([sys.executable, '-c',
+                                                       'import sys; sys.argv = ["pca-nb","--help"]; from pca_nb.cli '
+                                                       'import main; main()'], capture_output=True, check=True))
     s = sorted(once() for _ in range(scale.repeats))
     return [Result('pca-nb --help', '1 second', 1/s[len(s)//2], 1/s[-1], 1/s[0], len(s), 1., s[len(s)//2], 1., 's')]
 
 # %% ../nbs/engine/46_speed.ipynb #c03baece
-MEASURED = ('training at 32 px','training at 224 px','augmentation at 32 px','augmentation at 224 px','recording','selection','combining','reading','validation','help')
+MEASURED = ('training at 32 px','training at 224 px','augmentation at 32 px','augmentation at 224 px','recording',
+            'selection','combining','reading','validation','help')
 
 def speed(
     quick:bool=False, # small pieces, under a minute
@@ -267,8 +305,10 @@ def speed(
     say=print,        # told about each measurement as it begins
 ) -> pd.DataFrame:    # a row a comparison, see `Result`; `attrs` says on what machine
     "Measure everything, one thing after another."
-    if not any(only in name for name in MEASURED): raise ValueError(f"no measurement has {only!r} in its name: choose from {', '.join(MEASURED)}")
-    s, dev = QUICK if quick else SpeedScale(), pick_device(device)
+    if not any(only in name for name in MEASURED):
+        raise Refused(f"no measurement has {only!r} in its name", f"choose from {', '.join(MEASURED)}")
+    s = QUICK if quick else SpeedScale()
+    dev = pick_device(device)
     if dev.type!='cpu': s = replace(s, **GPU)
     with WorkerProcess() as apart:
         cpu = dev.type=='cpu'
@@ -277,19 +317,29 @@ def speed(
             lambda: time_training('resnet18', 224, s.train224, s.batch224, 3. if cpu else 5., s, dev, apart),
             lambda: time_augmentation(32, s.views32, 500, 50. if cpu else math.nan, s, dev, apart),
             lambda: time_augmentation(224, s.views224, 32, 8. if cpu else math.nan, s, dev, apart),
-            lambda: time_recording(s, dev, apart), lambda: time_selection(s), lambda: time_combining(s), lambda: time_reading(s, apart), lambda: time_validation(s, dev, apart), lambda: time_help(s))))
+            lambda: time_recording(s, dev, apart), lambda: time_selection(s), lambda: time_combining(s),
+                                   lambda: time_reading(s, apart), lambda: time_validation(s, dev, apart),
+                                   lambda: time_help(s))))
         out = []
         for name,measure in todo.items():
-            if only in name: say(name); out += measure()
-    table = pd.DataFrame([vars(r)|dict(verdict=r.verdict) for r in out], columns=[*Result.__dataclass_fields__, 'verdict'])
+            if only in name:
+                say(name)
+                out += measure()
+    table = pd.DataFrame([vars(r)|dict(verdict=r.verdict) for r in out],
+                         columns=[*Result.__dataclass_fields__, 'verdict'])
     table.attrs.update(environment_info(dev), cpu=cpu_name(), cores=os.cpu_count(), scale='quick' if quick else 'full')
-    if not quick and not only and dev.type=='cpu': table.attrs['shares'] = {f'{a} at {s} px':operator_shares(a, s, b) for a,s,b in (('convnet3-bn', 32, 128), ('resnet18', 224, 16))}
+    if not quick and not only and dev.type=='cpu':
+        table.attrs['shares'] = {f'{a} at {s} px':operator_shares(a, s, b)
+                                 for a,s,b in (('convnet3-bn', 32, 128), ('resnet18', 224, 16))}
     return table
 
 # %% ../nbs/engine/46_speed.ipynb #c3648c1c
 def save_speed(table:pd.DataFrame, path) -> Path:
     "A table with its machine, as JSON."
-    return atomic_write(path, lambda tmp: tmp.write_text(json.dumps(dict(machine=table.attrs, rows=json.loads(table.to_json(orient='records'))), indent=1)))
+    return atomic_write(path,
+                        lambda tmp: tmp.write_text(json.dumps(dict(machine=table.attrs,
+                                                                   rows=json.loads(table.to_json(orient='records'))),
+                                                              indent=1)))
 
 def read_speed(path) -> pd.DataFrame:
     "What `save_speed` wrote."
@@ -300,10 +350,13 @@ def read_speed(path) -> pd.DataFrame:
 
 def format_speed(table:pd.DataFrame) -> pd.DataFrame:
     "The table as it is printed: ratio, its range over the rounds, the target and the verdict."
-    num = lambda v: '' if v is None or np.isnan(v) else f'{v:,.0f}' if v>=100 else f'{v:.3g}'
-    return pd.DataFrame({'against':table.against, 'ratio':[f'{r:.2f}' for r in table.ratio], 'lowest to highest':[f'{l:.2f} to {h:.2f} ({n})' for l,h,n in zip(table.low, table.high, table.n)],
+    def num(v): return '' if v is None or np.isnan(v) else f'{v:,.0f}' if v>=100 else f'{v:.3g}'
+    return pd.DataFrame({'against':table.against, 'ratio':[f'{r:.2f}' for r in table.ratio],
+                         'lowest to highest':[f'{l:.2f} to {h:.2f} ({n})'
+                                              for l,h,n in zip(table.low, table.high, table.n)],
                          'target':['' if np.isnan(t) else f'≥ {t:g}' for t in table.target], '':table.verdict,
-                         'ours':[f'{num(o)} {u}' for o,u in zip(table.ours, table.unit)], 'theirs':[f'{num(o)} {u}' for o,u in zip(table.theirs, table.unit)], 'note':table.note}
+                         'ours':[f'{num(o)} {u}' for o,u in zip(table.ours, table.unit)],
+                         'theirs':[f'{num(o)} {u}' for o,u in zip(table.theirs, table.unit)], 'note':table.note}
                         ).set_index(pd.Index(table.what, name='what'))
 
 def regressions(table:pd.DataFrame) -> pd.DataFrame:

@@ -8,6 +8,7 @@ __all__ = ['summary', 'welch', 'compare', 'judge_claims', 'claims_table', 'forma
 
 # %% ../nbs/benchmark/40_stats.ipynb #583a1a60
 import numpy as np, pandas as pd
+from .core import Refused
 
 # %% ../nbs/benchmark/40_stats.ipynb #fbda45ce
 def summary(
@@ -22,7 +23,8 @@ def summary(
     for k,v in groups.items():
         same = base+k[at][len(k[at].split(', ')[0]):] # 'pca, sgd' is compared with 'random, sgd', if there is one
         ref = next((r for r in (to(k, same), to(k, base)) if r in groups), k)
-        rows.append(dict(zip(by, k), mean=v.mean(), std=v.std(ddof=1) if len(v)>1 else np.nan, n=len(v)) | welch(v, groups[ref] if ref!=k else None))
+        rows.append(dict(zip(by, k), mean=v.mean(), std=v.std(ddof=1) if len(v)>1 else np.nan, n=len(v))
+                    | welch(v, groups[ref] if ref!=k else None))
     return pd.DataFrame(rows).assign(base=base)
 
 # %% ../nbs/benchmark/40_stats.ipynb #b91bdeb6
@@ -32,10 +34,13 @@ def welch(
 ) -> dict:# delta = mean(a)-mean(b), and its 95 % interval lo, hi
     "Difference of two means with Welch's interval."
     from scipy.stats import t
-    if b is None or min(len(a), len(b))<2: return dict(delta=np.nan if b is None else np.mean(a)-np.mean(b), lo=np.nan, hi=np.nan)
-    delta, (va,vb) = np.mean(a)-np.mean(b), (np.var(v, ddof=1)/len(v) for v in (a,b))
+    if b is None or min(len(a), len(b))<2:
+        return dict(delta=np.nan if b is None else np.mean(a)-np.mean(b), lo=np.nan, hi=np.nan)
+    delta = np.mean(a)-np.mean(b)
+    (va,vb) = (np.var(v, ddof=1)/len(v) for v in (a,b))
     if va+vb==0: return dict(delta=delta, lo=delta, hi=delta)
-    half = t.ppf(.975, (va+vb)**2/(va**2/(len(a)-1)+vb**2/(len(b)-1)))*(va+vb)**.5 # Welch–Satterthwaite degrees of freedom
+    # Welch–Satterthwaite degrees of freedom
+    half = t.ppf(.975, (va+vb)**2/(va**2/(len(a)-1)+vb**2/(len(b)-1)))*(va+vb)**.5
     return dict(delta=delta, lo=delta-half, hi=delta+half)
 
 def compare(
@@ -44,8 +49,9 @@ def compare(
     worse:str,          # the method that should be behind
 ) -> pd.DataFrame:      # a row an IPC: the difference of means (points), its 95 % interval, and 'holds', 'fails' or 'open'
     "Is one method ahead of another? Open if the interval holds 0."
-    at = lambda m,i: frame[(frame.method==m)&(frame.ipc==i)].top1.to_numpy()
-    rows = [dict(claim=f'{better} > {worse}', ipc=i) | welch(at(better, i), at(worse, i)) for i in sorted(frame.ipc.unique()) if len(at(better, i)) and len(at(worse, i))]
+    def at(m,i): return frame[(frame.method==m)&(frame.ipc==i)].top1.to_numpy()
+    rows = [dict(claim=f'{better} > {worse}', ipc=i) | welch(at(better, i), at(worse, i))
+            for i in sorted(frame.ipc.unique()) if len(at(better, i)) and len(at(worse, i))]
     return pd.DataFrame([r|dict(verdict='holds' if r['lo']>0 else 'fails' if r['hi']<0 else 'open') for r in rows])
 
 # %% ../nbs/benchmark/40_stats.ipynb #b4bd2895
@@ -55,8 +61,10 @@ def judge_claims(
 ) -> pd.DataFrame: # `compare`'s rows with `no` and `scale`; pairs that a scale has no rows of are left out
     "Claims of the form 'a beats b', each at every scale and IPC."
     known = set().union(*(f.method for f in frames.values()))
-    if (odd := {m for _,*ab in pairs for m in ab}-known): raise KeyError(f"no rows of {', '.join(sorted(odd))}: there are {', '.join(sorted(known))}")
-    return pd.concat([compare(f, a, b).assign(no=n, scale=s) for s,f in frames.items() for n,a,b in pairs if {a,b}<=set(f.method)], ignore_index=True)
+    if (odd := {m for _,*ab in pairs for m in ab}-known):
+        raise KeyError(f"no rows of {', '.join(sorted(odd))}: there are {', '.join(sorted(known))}")
+    return pd.concat([compare(f, a, b).assign(no=n, scale=s) for s,f in frames.items() for n,a,b in pairs
+                      if {a,b}<=set(f.method)], ignore_index=True)
 
 def claims_table(
     judged:pd.DataFrame, # from `judge_claims`
@@ -72,10 +80,13 @@ def format_table(
 ) -> pd.DataFrame:      # a row a method, two columns an IPC, as text
     "The table as it is printed: mean ± std (n), and Δ to random with its interval."
     t = table.assign(acc=[f'{m:.1f} ± {s:.1f} ({n})' for m,s,n in zip(table['mean'], table['std'], table['n'])],
-                     d=['' if np.isnan(d) else f'{d:+.1f} [{l:+.1f}, {h:+.1f}]' for d,l,h in zip(table.delta, table.lo, table.hi)])
-    order, ipcs = list(dict.fromkeys(t.method)), sorted(t.ipc.unique())
+                     d=['' if np.isnan(d) else f'{d:+.1f} [{l:+.1f}, {h:+.1f}]'
+                        for d,l,h in zip(table.delta, table.lo, table.hi)])
+    order = list(dict.fromkeys(t.method))
+    ipcs = sorted(t.ipc.unique())
     wide = t.pivot(index='method', columns='ipc', values=['acc','d']).reindex(order)
-    return pd.concat({f'IPC {i}': wide[[('acc',i),('d',i)]].set_axis(['top-1 % (n)',f'Δ to {t.base.iloc[0]} [95 %]'], axis=1) for i in ipcs}, axis=1).fillna('')
+    return pd.concat({f'IPC {i}': wide[[('acc',i),('d',i)]].set_axis(['top-1 % (n)',f'Δ to {t.base.iloc[0]} [95 %]'],
+                                                                     axis=1) for i in ipcs}, axis=1).fillna('')
 
 # %% ../nbs/benchmark/40_stats.ipynb #5c0d0002
 def check_verdicts(
@@ -107,8 +118,9 @@ def rank_correlation(
     "Spearman's rank correlation with the interval of Bonett & Wright (2000)."
     from scipy.stats import norm, spearmanr
     a,b = (np.asarray(v, float) for v in (a,b))
-    if np.isnan(a).any() or np.isnan(b).any(): raise ValueError('NaN has no rank: drop the pairs that hold one')
-    if len(a)!=len(b) or len(a)<5: raise ValueError(f"{len(a)} and {len(b)} values: a rank correlation needs two of each thing, of five or more")
+    if np.isnan(a).any() or np.isnan(b).any(): raise Refused('NaN has no rank', 'drop the pairs that hold one')
+    if len(a)!=len(b) or len(a)<5:
+        raise Refused(f"{len(a)} and {len(b)} values", "a rank correlation needs two of each thing, of five or more")
     rho = float(spearmanr(a, b).statistic)
     half = norm.ppf(.975)*((1+rho**2/2)/(len(a)-3))**.5
     near = np.arctanh(np.clip(rho, -1+1e-12, 1-1e-12))

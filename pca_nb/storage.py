@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Callable
 
 import numpy as np
+from .core import Refused
 
 # %% ../nbs/library/01_storage.ipynb #1281c438
 def check_writable(
@@ -23,15 +24,18 @@ def check_writable(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent): return path
-    except OSError as e: raise OSError(e.errno, f"cannot write to {path.parent} ({e.strerror}): choose another place") from e
+    except OSError as e:
+        raise OSError(e.errno, f"cannot write to {path.parent} ({e.strerror}): choose another place") from e
 
 def temp_path_beside(
     path, # a file or folder that will be written
 ) -> Path:
     "A hidden name beside it to write to first; what processes that are gone left under such names is removed."
-    path, host = Path(path), socket.gethostname().replace('.', '_')
+    path = Path(path)
+    host = socket.gethostname().replace('.', '_')
     for old in path.parent.glob(f'.{glob.escape(path.name)}.{host}-*.tmp{glob.escape(path.suffix)}'):
-        if not _alive(old.name.removeprefix(f'.{path.name}.{host}-').split('.')[0]): shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink(missing_ok=True)
+        if not _alive(old.name.removeprefix(f'.{path.name}.{host}-').split('.')[0]):
+            shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink(missing_ok=True)
     return path.with_name(f'.{path.name}.{host}-{os.getpid()}.tmp{path.suffix}')
 
 def _alive(pid):
@@ -54,7 +58,8 @@ def atomic_write(
         fsync_path(tmp)
         os.replace(tmp, path)
     except OSError as e:
-        raise OSError(e.errno, f"{path} was not written ({e.strerror or e}): free some space or choose another place") from e
+        raise OSError(e.errno,
+                      f"{path} was not written ({e.strerror or e}): free some space or choose another place") from e
     finally: tmp.unlink(missing_ok=True)
     with suppress(OSError): fsync_path(path.parent) # the name as well, where the file system can
     return path
@@ -79,7 +84,8 @@ def quarantine(
     path = Path(path)
     new = next(p for i in range(1, 10**6) if not (p := path.with_name(f'{path.name}.damaged{i}')).exists())
     atomic_write(new, lambda tmp: shutil.copyfile(path, tmp)) if keep else os.replace(path, new)
-    warnings.warn(f"{path} is damaged ({why}): set aside as {new.name} and made again", DamagedFileWarning, stacklevel=2)
+    warnings.warn(f"{path} is damaged ({why}): set aside as {new.name} and made again", DamagedFileWarning,
+                  stacklevel=2)
     return new
 
 # %% ../nbs/library/01_storage.ipynb #5dae342a
@@ -104,11 +110,11 @@ def load_arrays(
 ) -> dict:
     "Arrays from an .npz file, or a ValueError that names it; nothing in it is executed."
     try:
-        if not Path(path).exists(): raise ValueError('no such file')
-        if not zipfile.is_zipfile(path): raise ValueError('no .npz file')
+        if not Path(path).exists(): raise Refused('no such file')
+        if not zipfile.is_zipfile(path): raise Refused('no .npz file')
         with np.load(path, allow_pickle=False) as f: return {k:f[k] for k in names}
     except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile) as e:
-        raise ValueError(f"{path} {what} ({e}): {way}") from e
+        raise Refused(f"{path} {what} ({e})", f"{way}") from e
 
 # %% ../nbs/library/01_storage.ipynb #c3324a86
 def data_dir() -> Path:

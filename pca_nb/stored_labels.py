@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np, torch
 from torch import Tensor
-from .core import config_hash
+from .core import config_hash, Refused
 from .machine import pick_device
 from .imageset import content_hash, ImageSet
 from .augment import AugmentCfg
@@ -24,24 +24,30 @@ from .label_store import _check, _drawn, _fields, _flat, _head, _kept, _replayed
 def _read_meta(path):
     "What a store says of itself."
     file = Path(path)/'meta.json'
-    if not file.exists(): raise ValueError(f"no stored labels at {path}: {'they are not finished, run `write_labels` again to go on' if Path(f'{path}.part').exists() else 'write them with `write_labels`'}")
+    if not file.exists():
+        raise Refused(f"no stored labels at {path}",
+                      f"{'they are not finished, run `write_labels` again to go on' if Path(f'{path}.part').exists() else 'write them with `write_labels`'}")
     try: meta = json.loads(file.read_text())
-    except ValueError as e: raise ValueError(f"{file} is damaged ({e}): write the labels again") from e
-    if not isinstance(meta, dict) or meta.pop('check', None)!=config_hash(meta): raise ValueError(f"{file} is damaged, it is not what was written: write the labels again")
+    except ValueError as e: raise Refused(f"{file} is damaged ({e})", "write the labels again") from e
+    if not isinstance(meta, dict) or meta.pop('check', None)!=config_hash(meta):
+        raise Refused(f"{file} is damaged, it is not what was written", "write the labels again")
     return meta
 
 def _recipe(d):
     "A recipe from its plain form."
-    back = lambda d: {k:tuple(v) if isinstance(v, list) else v for k,v in d.items()}
+    def back(d): return {k:tuple(v) if isinstance(v, list) else v for k,v in d.items()}
     return SoftRecipe(**back(d)|dict(augment=AugmentCfg(**back(d['augment']))))
 
 def _open(file, dtype, shape, rows):
     "A column, mapped into memory, with the head and the length that it should have."
-    head, need = _head(dtype, shape, rows), rows*_row_bytes(dtype, shape)
+    head = _head(dtype, shape, rows)
+    need = rows*_row_bytes(dtype, shape)
     have = file.stat().st_size-len(head) if file.exists() else -1
-    if have!=need: raise ValueError(f"{file} {'is missing' if have<0 else f'has {have:,} bytes of {need:,}'}: write the labels again")
+    if have!=need:
+        raise Refused(f"{file} {'is missing' if have<0 else f'has {have:,} bytes of {need:,}'}",
+                      "write the labels again")
     with open(file, 'rb') as f:
-        if f.read(len(head))!=head: raise ValueError(f"{file} is damaged in its head: write the labels again")
+        if f.read(len(head))!=head: raise Refused(f"{file} is damaged in its head", "write the labels again")
     return np.load(file, mmap_mode='r')
 
 # %% ../nbs/library/26_stored_labels.ipynb #8f352b5b
@@ -51,19 +57,27 @@ class StoredLabels(LabelSource):
         path,          # a folder that `write_labels` made
         data:ImageSet, # the set it was made for
     ):
-        self.path, self.meta = Path(path), _read_meta(path)
+        self.path = Path(path)
+        self.meta = _read_meta(path)
         m = self.meta
         self._same(data)
-        self.recipe, self.cfg = _recipe(m['recipe']), LabelStoreCfg(**m['cfg'])
+        self.recipe = _recipe(m['recipe'])
+        self.cfg = LabelStoreCfg(**m['cfg'])
         self.fields = _fields(data, self.recipe, self.cfg)
         self.ends = np.concatenate([[0], np.cumsum(m['lengths'])])
-        self.columns = {k:_open(self.path/f'{k}.npy', d, s, m['steps'] if per=='step' else int(self.ends[-1])) for k,(per,d,s) in self.fields.items()}
+        self.columns = {k:_open(self.path/f'{k}.npy', d, s, m['steps'] if per=='step' else int(self.ends[-1]))
+                        for k,(per,d,s) in self.fields.items()}
         self.where = _kept(data, self.recipe, m['seed'], self.cfg)
-        self.drawn = [_typed(_flat(*d, self._per), data, self.recipe, self.cfg) for d in _drawn(data, self.recipe, m['seed'], self.where, pick_device(m['device']))] if self.cfg.views=='seed' else None
+        self.drawn = [_typed(_flat(*d, self._per), data, self.recipe, self.cfg)
+                      for d in _drawn(data, self.recipe, m['seed'], self.where,
+                                      pick_device(m['device']))] if self.cfg.views=='seed' else None
         self.first = [int(self.images(i)[0]) for i in range(m['steps'])]
     def _same(self, data):
         m = self.meta
-        if m['set']!=content_hash(data): raise ValueError(f"{self.path} has labels for another set ({m['images']} images, {m['name'] or 'unnamed'}, {m['set']}), this is {data!r} ({content_hash(data)}): give that set, or write labels for this one")
+        if m['set']!=content_hash(data):
+            raise Refused(f"{self.path} has labels for another set ({m['images']} images, {m['name'] or 'unnamed'}, "
+                          f"{m['set']}), this is {data!r} ({content_hash(data)})",
+                          "give that set, or write labels for this one")
     @property
     def _per(self): return 'step' if self.recipe.augment.mix_per=='batch' else 'label'
     @property
@@ -71,36 +85,48 @@ class StoredLabels(LabelSource):
     @property
     def nbytes(self) -> int: # of all its files
         return sum(f.stat().st_size for f in self.path.iterdir())
-    def __repr__(self): return f"Stored({self.meta['steps']} steps for {self.meta['images']} images, {self.cfg.codec}, pool {self.cfg.pool!r}, {self.nbytes:,} bytes)"
+    def __repr__(self):
+        return f"Stored({self.meta['steps']} steps for {self.meta['images']} images, {self.cfg.codec}, pool {self.cfg.pool!r}, {self.nbytes:,} bytes)"
 
     def _arrays(self, i):
         "Everything about step i."
         rows = slice(self.ends[i], self.ends[i+1])
         a = {k:np.array(c[i:i+1] if self.fields[k][0]=='step' else c[rows]) for k,c in self.columns.items()}
         if self.drawn: a |= self.drawn[i]
-        if a.pop('check')[0]!=_check(a): raise ValueError(f"{self.path}: step {i} (epoch {self.where[i,0]}, batch {self.where[i,1]}) is damaged{', or this version of torch draws other views' if self.drawn else ''}: write the labels again")
+        if a.pop('check')[0]!=_check(a):
+            raise Refused(f"{self.path}: step {i} (epoch {self.where[i,0]}, batch {self.where[i,1]}) is "
+                          f"damaged{', or this version of torch draws other views' if self.drawn else ''}",
+                          "write the labels again")
         return a
     def images(self, i:int) -> Tensor: # (b,) int64 positions in the set
         "The images of a step."
-        return torch.from_numpy((self.drawn[i]['image'] if self.drawn else self.columns['image'][self.ends[i]:self.ends[i+1]]).astype('i8'))
+        return torch.from_numpy((self.drawn[i]['image'] if self.drawn
+                                 else self.columns['image'][self.ends[i]:self.ends[i+1]]).astype('i8'))
     def step(self, i, dev='cpu') -> tuple: # (b,) images, `ViewParams`, (b,C) logits
         "Any step, by its number in writing order."
         a = self._arrays(i)
         idx = torch.from_numpy(a.pop('image').astype('i8'))
         z = CODECS[self.cfg.codec].decode(a, self.meta['classes'])
-        return idx, _view({k:a[k] for k in ('box','flip','order','partner','lam','mixbox') if k in a}, self.recipe.augment.mix, dev), z
+        return idx, _view({k:a[k] for k in ('box','flip','order','partner','lam','mixbox') if k in a},
+                          self.recipe.augment.mix, dev), z
     def at(self, epoch:int, batch:int) -> tuple: # as `step`
         "A step by epoch and batch of the writing run."
-        if not len(i := np.flatnonzero((self.where==(epoch, batch)).all(1))): raise ValueError(f"epoch {epoch}, batch {batch} is not in {self!r}: it has {self.meta['steps']} steps")
+        if not len(i := np.flatnonzero((self.where==(epoch, batch)).all(1))):
+            raise Refused(f"epoch {epoch}, batch {batch} is not in {self!r}", f"it has {self.meta['steps']} steps")
         return self.step(int(i[0]))
 
     def check(self, data, recipe):
         "Refuse another set, another recipe's views, batch or ensemble, and more epochs than there are."
         self._same(data)
-        if not recipe.soft: raise ValueError("this recipe learns from hard labels: take a `SoftRecipe`, or leave the stored ones out")
-        odd = [f"{k}: stored for {getattr(self.recipe, k)}, asked for {getattr(recipe, k)}" for k in ('augment','batch','ensemble') if getattr(self.recipe, k)!=getattr(recipe, k)]
-        if self.cfg.pool=='all' and recipe.epochs>self.recipe.epochs: odd.append(f"epochs: {self.recipe.epochs} are stored, {recipe.epochs} asked for")
-        if odd: raise ValueError(f"{self.path} was made for another recipe ({'; '.join(odd)}): use that one, or write the labels again")
+        if not recipe.soft:
+            raise Refused("this recipe learns from hard labels", "take a `SoftRecipe`, or leave the stored ones out")
+        odd = [f"{k}: stored for {getattr(self.recipe, k)}, asked for {getattr(recipe, k)}"
+               for k in ('augment','batch','ensemble') if getattr(self.recipe, k)!=getattr(recipe, k)]
+        if self.cfg.pool=='all' and recipe.epochs>self.recipe.epochs:
+            odd.append(f"epochs: {self.recipe.epochs} are stored, {recipe.epochs} asked for")
+        if odd:
+            raise Refused(f"{self.path} was made for another recipe ({'; '.join(odd)})",
+                          "use that one, or write the labels again")
     def _ids(self, data, seed, epoch):
         if self.cfg.pool=='all': return [(i,i) for i in np.flatnonzero(self.where[:,0]==epoch).tolist()]
         return _replayed(self.cfg.pool, self.meta['steps'], len(data)//self.recipe.batch, self.first, seed, epoch)

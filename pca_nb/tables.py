@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-from .core import lookup
+from .core import lookup, Refused
 from .label_store import LabelStoreCfg
 from .methods import DISTILLED, METHODS
 from .runs import run_cfg
@@ -68,7 +68,9 @@ TWO_TEACHERS = ('','')                                 # the teachers of an ense
 def _recipes():
     "Tables 1 and 17: one random set under every recipe, and the four cells of {hard, soft} × {no mixing, CutMix}."
     for r in ('', 'hard-cutmix','soft-plain','soft'): yield Block(('random',), 3, r, change=dict(recipe=r or 'hard'))
-    for r in OTHER_RECIPES: yield Block(('random',), 3, r, (10,), dict(recipe=r, teachers=TWO_TEACHERS if r[:3] in ('gvb','edc') else ('',)))
+    for r in OTHER_RECIPES:
+        yield Block(('random',), 3, r, (10,), dict(recipe=r, teachers=TWO_TEACHERS if r[:3] in ('gvb','edc')
+                                                   else ('',)))
 
 LABEL_STORES = { # name -> how soft labels are kept, for Table 9
     'fp16':           LabelStoreCfg(),
@@ -93,37 +95,50 @@ def _mixes():
         for mix,labels in kinds:
             for p in (.2,.5,1.):
                 words = ['no crop']*bool(crop)+[mix]+['labels']*labels+[f'p {p}']
-                yield Block(('pca',), 3, ' '.join(words), (10,), dict(recipe='sgd', augment=dict(crop, mix=mix, mix_labels=labels, mix_prob=p)))
+                yield Block(('pca',), 3, ' '.join(words), (10,),
+                            dict(recipe='sgd', augment=dict(crop, mix=mix, mix_labels=labels, mix_prob=p)))
 
 # %% ../nbs/benchmark/42_tables.ipynb #04fc31f7
 DISTILLED_AT_50 = ('sre2l','rded','dwa') # distilled sets that have been made at IPC 50 too
 TABLES = { # table -> Blocks
     't01': tuple(_recipes()),
-    't02': tuple(Block(('random',), 3, f'batch {b}', change=dict(recipe=r)) for b,r in ((32,'soft-32'), (128,'soft'), (1024,'sre2l'))),
-    't04': (Block(DEMO), Block(DEMO, 3, 'soft', change=dict(recipe='soft')), *(Block(m, 3, n, i, dict(recipe=n or 'hard'), ('cifar10',)) for n in ('','soft') for m,i in ((DISTILLED,(10,)), (DISTILLED_AT_50,(50,))))),
+    't02': tuple(Block(('random',), 3, f'batch {b}', change=dict(recipe=r))
+                 for b,r in ((32,'soft-32'), (128,'soft'), (1024,'sre2l'))),
+    't04': (Block(DEMO), Block(DEMO, 3, 'soft', change=dict(recipe='soft')),
+            *(Block(m, 3, n, i, dict(recipe=n or 'hard'), ('cifar10',)) for n in ('','soft')
+              for m,i in ((DISTILLED,(10,)), (DISTILLED_AT_50,(50,))))),
     't05': (Block(DEMO, 5), Block(DISTILLED, 3, ipcs=(10,), scales=('cifar10',))),
-    't06': (Block(('random', *SELECTION_RULES, 'forgetting-inf-easyB', 'forgetting-inf-hardB', 'forgetting-el2n-easyB')),
+    't06': (Block(('random', *SELECTION_RULES, 'forgetting-inf-easyB', 'forgetting-inf-hardB',
+                   'forgetting-el2n-easyB')),
             Block(('random', *SELECTION_RULES), 3, 'soft', (10,), dict(recipe='soft'), ('cifar10',))),
-    't07': (Block(ABLATION, 5), Block(('random','el2n-easyB','pca'), 5, 'sgd', change=dict(recipe='sgd')), Block(('pca','tiles'), 3, 'lsq', change=dict(shrink='lsq'))),
+    't07': (Block(ABLATION, 5), Block(('random','el2n-easyB','pca'), 5, 'sgd', change=dict(recipe='sgd')),
+            Block(('pca','tiles'), 3, 'lsq', change=dict(shrink='lsq'))),
     't08': tuple(_networks()),
     't09': (Block(('random','pca'), ipcs=(10,)), Block(('random',), 3, 'soft', (10,), dict(recipe='soft')),
-            *(Block(('random',), 3, f'soft, {k}', (10,), dict(recipe='soft', labels=v)) for k,v in LABEL_STORES.items())),
+            *(Block(('random',), 3, f'soft, {k}', (10,), dict(recipe='soft', labels=v))
+              for k,v in LABEL_STORES.items())),
     't10': (Block(('random','pca', *(m for m in METHODS if m.startswith('pca-crop'))), 3, ipcs=(10,)),),
     't11': tuple(Block(('pca',), 3, f'crop {x}', change=dict(augment=dict(crop_scale=(x,1.)))) for x in CROP_RANGES),
     't12': tuple(_mixes()),
-    't20': (Block(('noise','random')), Block(('noise','random'), 3, 'soft', change=dict(recipe='soft')), Block(('noise',), 3, 'soft, batch 1024', change=dict(recipe='sre2l'))),
+    't20': (Block(('noise','random')), Block(('noise','random'), 3, 'soft', change=dict(recipe='soft')),
+            Block(('noise',), 3, 'soft, batch 1024', change=dict(recipe='sre2l'))),
     't21': tuple(Block(('random','sre2l','sre2l-real'), 3, n, (10,), dict(recipe=n or 'hard')) for n in ('','soft')),
     't23': (Block(('random','forgetting-easyB','ccs-forgetting','aum-easyB','ccs','el2n-easyB','ccs-el2n')),),
     't24': (Block(('random','tiles','pca','pca-aum','pca-forgetting')),),
-    'x02': (Block(('sre2l',), 3, 'mobilenet_v2', (10,), dict(arch='mobilenet_v2'), ('cifar10',)), Block(('random',), 3, 'mobilenet_v2', (10,), dict(arch='mobilenet_v2'), ('cifar10',)), Block(('random','rded','rded-f2','rded-f2+extract','sre2l','sre2l-code','lpld','lpld-code','gvbsm','gvbsm-roll4','pca','pca+decode'), 3, ipcs=(10,)),),
+    'x02': (Block(('sre2l',), 3, 'mobilenet_v2', (10,), dict(arch='mobilenet_v2'), ('cifar10',)),
+            Block(('random',), 3, 'mobilenet_v2', (10,), dict(arch='mobilenet_v2'), ('cifar10',)),
+            Block(('random','rded','rded-f2','rded-f2+extract','sre2l','sre2l-code','lpld','lpld-code','gvbsm',
+                   'gvbsm-roll4','pca','pca+decode'), 3, ipcs=(10,)),),
     'x01-place': (Block(('random', *RANKS)),),
-    'x01-size':  (Block(('random','el2n-easyB','tiles','pca'), 3, ipcs=(10,)), Block(('tiles','pca'), 3, '3×3', (10,), dict(factor=3)),
+    'x01-size':  (Block(('random','el2n-easyB','tiles','pca'), 3, ipcs=(10,)),
+                  Block(('tiles','pca'), 3, '3×3', (10,), dict(factor=3)),
                   Block(('tiles','pca'), 3, 'lsq', (10,), dict(shrink='lsq')),
                   Block(('random','el2n-easyB'), 3, 'whole', (40,), dict(steps_per_epoch=25))), # the same batch and steps as at IPC 10
     'x01-steps': tuple(Block(('random','pca'), 3, f'{n} steps', (10,), dict(min_steps=n)) for n in (600,4800)),
 }
 
-BASELINES = {'t02':'random, batch 128', 't11':'pca, crop 0.08', 't12':'pca'} # table -> what differences are taken to, where it is not random
+# table -> what differences are taken to, where it is not random
+BASELINES = {'t02':'random, batch 128', 't11':'pca, crop 0.08', 't12':'pca'}
 
 def runs_for(
     table:str, # a key of `TABLES`
@@ -131,11 +146,15 @@ def runs_for(
     ipcs=(),   # only these; () = all of the scale's
 ) -> list:     # (label, RunCfg), a pair a run; the label is the method's name and the change
     "The runs of a table."
-    s, blocks = lookup(SCALES, scale, 'scale'), [b for b in lookup(TABLES, table, 'table') if scale in (b.scales or SCALES)]
+    s = lookup(SCALES, scale, 'scale')
+    blocks = [b for b in lookup(TABLES, table, 'table') if scale in (b.scales or SCALES)]
     have = [i for i in s.ipcs if any(i in (b.ipcs or s.ipcs) for b in blocks)]
-    if (odd := set(ipcs)-set(have)) or not have: raise ValueError(f"{table} at scale {scale!r} has {'IPC '+', '.join(map(str, have)) if have else 'no runs'}, not {min(odd) if odd else s.ipcs[0]}: choose among these")
+    if (odd := set(ipcs)-set(have)) or not have:
+        raise Refused(f"{table} at scale {scale!r} has {'IPC '+', '.join(map(str, have)) if have else 'no runs'}, "
+                      f"not {min(odd) if odd else s.ipcs[0]}", "choose among these")
     runs = [(m+f', {b.note}'*bool(b.note), run_cfg(s.data, m, i, k, size=s.size, **b.change))
-            for b in blocks for m in b.methods for i in b.ipcs or s.ipcs if i in (ipcs or s.ipcs) for k in range(min(b.seeds, s.seeds))]
+            for b in blocks for m in b.methods for i in b.ipcs or s.ipcs if i in (ipcs or s.ipcs)
+            for k in range(min(b.seeds, s.seeds))]
     first = {c.key:l for l,c in reversed(runs)}
     return [(l,c) for l,c in runs if first[c.key]==l] # a change that changes nothing here is no row of its own
 
@@ -163,10 +182,13 @@ def read_table(
     ipcs=(),   # only these; () = all of the scale's
 ) -> pd.DataFrame: # `ResultStore.frame`, `method` holding the label
     "The stored rows of a table, all of them, or the command that makes them."
-    runs, path = runs_for(table, scale, ipcs), rows_file(scale, folder)
+    runs = runs_for(table, scale, ipcs)
+    path = rows_file(scale, folder)
     frame = label_rows(runs, ResultStore(path))
     some = f" --ipc {','.join(map(str, ipcs))}"*bool(ipcs)
-    if (gone := len(runs)-len(frame)): raise ValueError(f"{gone} of {len(runs)} rows are missing in {path}: run `pca-nb table {table} --scale {scale}{some} --rows {path}`")
+    if (gone := len(runs)-len(frame)):
+        raise Refused(f"{gone} of {len(runs)} rows are missing in {path}",
+                      f"run `pca-nb table {table} --scale {scale}{some} --rows {path}`")
     return frame
 
 # %% ../nbs/benchmark/42_tables.ipynb #6cde8b5a
@@ -175,7 +197,8 @@ def cost(
 ) -> pd.DataFrame: # a row a scale
     "What the trainings of a table took, as their rows say; scoring runs come on top."
     time = {s:f.drop_duplicates('key').seconds.str['train'] for s,f in frames.items()}
-    return pd.DataFrame({s:{'runs':len(t), 'seconds a run, one core':round(t.mean()), 'core minutes':round(t.sum()/60)} for s,t in time.items()}).T
+    return pd.DataFrame({s:{'runs':len(t), 'seconds a run, one core':round(t.mean()),
+                            'core minutes':round(t.sum()/60)} for s,t in time.items()}).T
 
 def pivot_table6(
     table:pd.DataFrame, # a row a method and ipc
@@ -185,7 +208,9 @@ def pivot_table6(
     t = table.assign(score=table.method.str.split('-').str[0], rule=table.method.str.split('-').str[1])
     rules, scores = ('hard','hardB','easy','easyB'), ('forgetting','aum','el2n')
     t = t[t.score.isin(scores)&t.rule.isin(rules)&(t.method.str.count('-')==1)]
-    return t.pivot(index='score', columns=['ipc','rule'], values=values).reindex(index=scores, columns=[(i,r) for i in sorted(t.ipc.unique()) for r in rules]).round(1)
+    return t.pivot(index='score', columns=['ipc','rule'],
+                   values=values).reindex(index=scores,
+                                          columns=[(i,r) for i in sorted(t.ipc.unique()) for r in rules]).round(1)
 
 # %% ../nbs/benchmark/42_tables.ipynb #d8fb1fab
 def pivot_table12(
@@ -195,6 +220,9 @@ def pivot_table12(
     "The arrangement of the paper's Tables 12 and 22."
     words = table.method.str.removeprefix('pca').str.strip(', ')
     what = words.str.replace(r'\s*p [\d.]+$', '', regex=True)
-    t = table.assign(crop=what.str.startswith('no crop').map({True:'no', False:'yes'}), mixing=what.str.removeprefix('no crop').str.strip().replace('', 'none'),
+    t = table.assign(crop=what.str.startswith('no crop').map({True:'no', False:'yes'}),
+                     mixing=what.str.removeprefix('no crop').str.strip().replace('', 'none'),
                      p=words.str.extract(r'p ([\d.]+)$')[0].astype(float).fillna(0))
-    return t.pivot_table(index=['crop','mixing'], columns='p', values=values, sort=False).sort_index(axis=1).sort_index(level='crop', ascending=False, sort_remaining=False).round(1)
+    return t.pivot_table(index=['crop','mixing'], columns='p', values=values,
+                         sort=False).sort_index(axis=1).sort_index(level='crop', ascending=False,
+                                                                   sort_remaining=False).round(1)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np, torch, torch.distributed as dist
 from torch import Tensor, nn
-from .core import config_hash, generator, to_jsonable
+from .core import config_hash, generator, Refused, to_jsonable
 from .storage import atomic_write
 from .imageset import content_hash, IMAGENET_STATS, ImageSet
 from .augment import normalise
@@ -40,11 +40,14 @@ class Teacher:
     @property
     def key(self) -> str: # 12 hex digits
         "A name for these weights: a hash of their content."
-        return config_hash({k:hashlib.sha1(v.cpu().contiguous().numpy().tobytes()).hexdigest() for k,v in self.net.state_dict().items()})
-    def __repr__(self): return f"Teacher({self.arch}, {self.size} px, {len(self.classes) or '?'} classes{f', {self.top1:.1f} % top-1' if self.top1 is not None else ''})"
+        return config_hash({k:hashlib.sha1(v.cpu().contiguous().numpy().tobytes()).hexdigest()
+                            for k,v in self.net.state_dict().items()})
+    def __repr__(self):
+        return f"Teacher({self.arch}, {self.size} px, {len(self.classes) or '?'} classes{f', {self.top1:.1f} % top-1' if self.top1 is not None else ''})"
     def save(self, path):
         "Write weights and description to a file, complete or not at all."
-        about = dict(arch=self.arch, size=self.size, classes=self.classes, stats=self.stats, top1=self.top1, cfg=self.cfg, data=self.data, key=self.key, outputs=[*self.net.state_dict().values()][-1].shape[0])
+        about = dict(arch=self.arch, size=self.size, classes=self.classes, stats=self.stats, top1=self.top1,
+                     cfg=self.cfg, data=self.data, key=self.key, outputs=[*self.net.state_dict().values()][-1].shape[0])
         torch.save(dict(model={k:v.cpu() for k,v in self.net.state_dict().items()}, about=about), buf := io.BytesIO())
         return atomic_write(Path(path), lambda tmp: tmp.write_bytes(buf.getbuffer()))
 
@@ -57,37 +60,50 @@ def load_teacher(
     "A teacher from a file: `Teacher.save`'s, a bare state dict, or torchvision's ImageNet weights."
     state = {} if str(path)=='imagenet' else _read_state(path)
     if 'about' in state: return _ours(path, state)
-    if not arch or like is None: raise ValueError(f"{path} does not say which network it is: give `arch` and the images it is for")
-    if str(path)=='imagenet': return Teacher(make_model(arch, 1000, like.size[0], weights='imagenet'), arch, like.size[0])
-    state = next((state[k] for k in ('state_dict','model') if isinstance(state.get(k), dict)), state) # as others wrap it
+    if not arch or like is None:
+        raise Refused(f"{path} does not say which network it is", "give `arch` and the images it is for")
+    if str(path)=='imagenet':
+        return Teacher(make_model(arch, 1000, like.size[0], weights='imagenet'), arch, like.size[0])
+    # as others wrap it
+    state = next((state[k] for k in ('state_dict','model') if isinstance(state.get(k), dict)), state)
     net = make_model(arch, like.n_classes, like.size[0])
     _fill(path, net, state)
     return Teacher(net, arch, like.size[0], stats=like.stats)
 
 def _read_state(path):
-    if not Path(path).is_file(): raise ValueError(f"no teacher at {path}: give a file, or 'imagenet' for torchvision's weights")
+    if not Path(path).is_file():
+        raise Refused(f"no teacher at {path}", "give a file, or 'imagenet' for torchvision's weights")
     try: state = torch.load(path, map_location='cpu', weights_only=True)
     except MemoryError: raise
-    except Exception as e: raise ValueError(f"{path} is no checkpoint ({type(e).__name__}): give a file that torch.save wrote, with tensors and plain values only") from e
-    if not isinstance(state, dict): raise ValueError(f"{path} holds {type(state).__name__}, not a state dict")
+    except Exception as e:
+        raise Refused(f"{path} is no checkpoint ({type(e).__name__})",
+                      "give a file that torch.save wrote, with tensors and plain values only") from e
+    if not isinstance(state, dict): raise Refused(f"{path} holds {type(state).__name__}, not a state dict")
     return state
 
 def _fill(path, net, state):
     "Weights into a network, or what does not fit."
-    if (odd := [k for k,v in state.items() if not isinstance(v, Tensor)]): raise ValueError(f"{path} is no state dict: {odd[0]!r} is {type(state[odd[0]]).__name__}; give a file with a network's weights")
-    shape = lambda d: {k:tuple(v.shape) for k,v in d.items()}
-    have, want = shape(state), shape(net.state_dict())
+    if (odd := [k for k,v in state.items() if not isinstance(v, Tensor)]):
+        raise Refused(f"{path} is no state dict",
+                      f"{odd[0]!r} is {type(state[odd[0]]).__name__}; give a file with a network's weights")
+    def shape(d): return {k:tuple(v.shape) for k,v in d.items()}
+    have = shape(state)
+    want = shape(net.state_dict())
     if (odd := [k for k in sorted(have.keys()|want.keys()) if have.get(k)!=want.get(k)]):
-        raise ValueError(f"{path} does not fit the network ({len(odd)} differences, first {odd[0]}: file {have.get(odd[0])}, network {want.get(odd[0])}): check its name, size and classes")
+        raise Refused(f"{path} does not fit the network ({len(odd)} differences, first {odd[0]}: file "
+                      f"{have.get(odd[0])}, network {want.get(odd[0])})", "check its name, size and classes")
     net.load_state_dict(state)
 
 def _ours(path, state):
     a = state['about']
-    if (gone := {'arch','size','classes','stats','top1','cfg','data','key','outputs'}-set(a)): raise ValueError(f"{path} does not say its {min(gone)}: make it again with `pca-nb teacher`")
+    if (gone := {'arch','size','classes','stats','top1','cfg','data','key','outputs'}-set(a)):
+        raise Refused(f"{path} does not say its {min(gone)}", "make it again with `pca-nb teacher`")
     net = make_model(a['arch'], a['outputs'], a['size'])
     _fill(path, net, state['model'])
-    t = Teacher(net, a['arch'], a['size'], tuple(a['classes']), tuple(map(tuple, a['stats'])), a['top1'], a['cfg'], a['data'])
-    if t.key!=a['key']: raise ValueError(f"{path} is damaged: its weights are not those that were written; make it again")
+    t = Teacher(net, a['arch'], a['size'], tuple(a['classes']), tuple(map(tuple, a['stats'])), a['top1'], a['cfg'],
+                a['data'])
+    if t.key!=a['key']:
+        raise Refused(f"{path} is damaged", "its weights are not those that were written; make it again")
     return t
 
 # %% ../nbs/library/23_teachers.ipynb #e231e124
@@ -107,13 +123,19 @@ def make_teacher(
     device=None,     # `None`: `pick_device`
 ) -> Teacher:
     "Train a teacher on a full set (the squeeze step of SRe2L, Yin et al. 2023, 2306.13092); resumable beside `path`."
-    if cfg.size and full.size[0]!=cfg.size: raise ValueError(f"{full!r} cannot train a teacher for {cfg.size} px: load it at that size")
+    if cfg.size and full.size[0]!=cfg.size:
+        raise Refused(f"{full!r} cannot train a teacher for {cfg.size} px", "load it at that size")
     path = path and Path(path)
     if path and (found := on_rank_zero(lambda: _found(path, full, cfg))): return found
-    net, ckpt = make_model(cfg.arch, full.n_classes, full.size[0], cfg.seed), path and path.with_suffix('.ckpt')
-    log = train(net, full, cfg.recipe, cfg.seed, test, device=device, ckpt=ckpt, desc=f'teacher for {full.name}'.rstrip())
-    t = Teacher(net, cfg.arch, full.size[0], full.classes, full.stats, round(float(log.top1.iloc[-1]), 3), to_jsonable(cfg), content_hash(full))
-    def keep(): t.save(path); ckpt.unlink(missing_ok=True)
+    net = make_model(cfg.arch, full.n_classes, full.size[0], cfg.seed)
+    ckpt = path and path.with_suffix('.ckpt')
+    log = train(net, full, cfg.recipe, cfg.seed, test, device=device, ckpt=ckpt,
+                desc=f'teacher for {full.name}'.rstrip())
+    t = Teacher(net, cfg.arch, full.size[0], full.classes, full.stats, round(float(log.top1.iloc[-1]), 3),
+                to_jsonable(cfg), content_hash(full))
+    def keep():
+        t.save(path)
+        ckpt.unlink(missing_ok=True)
     if path: on_rank_zero(keep)
     return t
 
@@ -121,7 +143,9 @@ def _found(path, full, cfg):
     "The teacher that is there already, or `None`."
     if not path.exists(): return None
     t = load_teacher(path)
-    if (t.cfg, t.data)!=(to_jsonable(cfg), content_hash(full)): raise ValueError(f"{path} holds another teacher ({t!r}{', of other images' if t.cfg==to_jsonable(cfg) else ''}): remove it, choose another file, or ask for the one it has")
+    if (t.cfg, t.data)!=(to_jsonable(cfg), content_hash(full)):
+        raise Refused(f"{path} holds another teacher ({t!r}{', of other images' if t.cfg==to_jsonable(cfg) else ''})",
+                      "remove it, choose another file, or ask for the one it has")
     return t
 
 # %% ../nbs/library/23_teachers.ipynb #7237af88
@@ -132,8 +156,10 @@ def confusion_matrix(
     batch:int=500, # images a forward pass
 ) -> Tensor:       # (C,K) int64: images of class c that were given answer k
     "How often each answer was given to each class."
-    dev, z = next(net.parameters()).device, []
-    for idx in torch.arange(len(data)).split(batch): z.append(net(normalise(data.images[idx].to(dev), data.stats)).cpu())
+    dev = next(net.parameters()).device
+    z = []
+    for idx in torch.arange(len(data)).split(batch):
+        z.append(net(normalise(data.images[idx].to(dev), data.stats)).cpu())
     z = torch.cat(z)
     return (data.labels.cpu()*z.shape[1]+z.argmax(1)).bincount(minlength=data.n_classes*z.shape[1]).view(data.n_classes, z.shape[1])
 
@@ -142,9 +168,16 @@ def check_compatible(
     data:ImageSet, # what it is to answer for
 ):
     "Refuse a teacher of another size, with other classes or another normalisation."
-    if teacher.size!=data.size[0]: raise ValueError(f"{teacher!r} was trained at {teacher.size} px, {data!r} has {data.size[0]}: take a teacher of that size")
-    if teacher.classes and teacher.classes!=data.classes: raise ValueError(f"{teacher!r} has other classes than {data!r}: {_first_odd(teacher.classes, data.classes)}; take the teacher of this data set, or map the classes first (`match_classes`)")
-    if not np.allclose(teacher.stats, data.stats, atol=1e-3): raise ValueError(f"{teacher!r} was trained on images normalised with {teacher.stats}, {data!r} with {data.stats}: give the set the same `stats`")
+    if teacher.size!=data.size[0]:
+        raise Refused(f"{teacher!r} was trained at {teacher.size} px, {data!r} has {data.size[0]}",
+                      "take a teacher of that size")
+    if teacher.classes and teacher.classes!=data.classes:
+        raise Refused(f"{teacher!r} has other classes than {data!r}",
+                      f"{_first_odd(teacher.classes, data.classes)}; take the teacher of this data set, or map the "
+                      f"classes first (`match_classes`)")
+    if not np.allclose(teacher.stats, data.stats, atol=1e-3):
+        raise Refused(f"{teacher!r} was trained on images normalised with {teacher.stats}, {data!r} with {data.stats}",
+                      "give the set the same `stats`")
 
 # %% ../nbs/library/23_teachers.ipynb #13ac7361
 def check_teacher(
@@ -155,9 +188,14 @@ def check_teacher(
     "Refuse a teacher with other classes, size or normalisation, too little knowledge of these images, or better answers in another order."
     check_compatible(teacher, data)
     m = confusion_matrix(teacher.net, data)
-    if m.shape[1]!=data.n_classes: raise ValueError(f"{teacher!r} gives {m.shape[1]} answers, {data!r} has {data.n_classes} classes: take a teacher for these classes")
-    top1, renamed = 100*m.diagonal().sum().item()/len(data), _renamed(m, data.classes)
-    if top1<least or renamed: raise ValueError(f"{teacher!r} is right on {top1:.1f} % of {data!r}, asked for at least {least:g} %: {renamed or 'train it longer, take a larger one, or lower the bar'}")
+    if m.shape[1]!=data.n_classes:
+        raise Refused(f"{teacher!r} gives {m.shape[1]} answers, {data!r} has {data.n_classes} classes",
+                      "take a teacher for these classes")
+    top1 = 100*m.diagonal().sum().item()/len(data)
+    renamed = _renamed(m, data.classes)
+    if top1<least or renamed:
+        raise Refused(f"{teacher!r} is right on {top1:.1f} % of {data!r}, asked for at least {least:g} %",
+                      f"{renamed or 'train it longer, take a larger one, or lower the bar'}")
     return top1
 
 def min_top1(
@@ -176,7 +214,9 @@ def check_accuracy(
     if top1 is None:
         some = data[torch.randperm(len(data), generator=generator(0, 'asked'))[:1000]]
         top1 = 100*confusion_matrix(teacher.net, some).diagonal().sum().item()/len(some)
-    if top1<least: raise ValueError(f"{teacher!r} is right on {top1:.1f} %, asked for at least {least:g} %: below {least:g} % there is nothing to learn from it; train it longer or take another network")
+    if top1<least:
+        raise Refused(f"{teacher!r} is right on {top1:.1f} %, asked for at least {least:g} %",
+                      f"below {least:g} % there is nothing to learn from it; train it longer or take another network")
 
 def _first_odd(a, b):
     if len(a)!=len(b): return f"{len(a)} against {len(b)}"
@@ -186,7 +226,8 @@ def _renamed(m, classes):
     "What to say if the answers are clearly better in another order; '' if they are not."
     from scipy.optimize import linear_sum_assignment
     c,k = linear_sum_assignment(-m.numpy())
-    best, top1 = 100*m[c,k].sum().item()/m.sum().item(), 100*m.diagonal().sum().item()/m.sum().item()
+    best = 100*m[c,k].sum().item()/m.sum().item()
+    top1 = 100*m.diagonal().sum().item()/m.sum().item()
     if best<50 or best<top1+5: return ''
     i = next(i for i in c if k[i]!=i)
     return f"with its answers in another order it would be right on {best:.1f} % (it answers number {k[i]}, {classes[k[i]]!r}, to {classes[i]!r}), so its classes are in another order: reorder them"
@@ -206,13 +247,14 @@ def ensemble_logits(
 class TeacherLabels(LabelSource):
     "Answers of one or several teachers, computed for every batch as it is seen."
     def __init__(self, *teachers:Teacher):
-        if not teachers: raise ValueError("no teacher: give at least one")
+        if not teachers: raise Refused("no teacher", "give at least one")
         self.teachers = teachers
     @property
     def key(self): return '+'.join(t.key for t in self.teachers)
     def check(self, data, recipe):
         "Refuse teachers that do not fit the set, and a recipe without a place for their answers."
-        if not recipe.soft: raise ValueError("this recipe learns from hard labels: take a `SoftRecipe`, or leave the teacher out")
+        if not recipe.soft:
+            raise Refused("this recipe learns from hard labels", "take a `SoftRecipe`, or leave the teacher out")
         for t in self.teachers: check_compatible(t, data)
     @torch.no_grad()
     def answer(self, x, recipe, known=None):

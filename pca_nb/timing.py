@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd, torch
+from .core import Refused
 from .models import make_model
 from .recipes import HARD
 from .train import train
@@ -53,18 +54,24 @@ def speed_ratio(
 ) -> Result:
     "How much faster, round by round."
     r = rounds[ours]/rounds[theirs]
-    return Result(what, theirs, r.median(), r.min(), r.max(), len(r), target, rounds[ours].median(), rounds[theirs].median(), note=note)
+    return Result(what, theirs, r.median(), r.min(), r.max(), len(r), target, rounds[ours].median(),
+                  rounds[theirs].median(), note=note)
 
 def per_second(n:int, f) -> float:
     "Units a second of one call, with the device's queue empty before and after."
     wait = torch.accelerator.synchronize if torch.accelerator.is_available() else int
-    wait(); start = time.perf_counter(); f(); wait()
+    wait()
+    start = time.perf_counter()
+    f()
+    wait()
     return n/(time.perf_counter()-start)
 
 # %% ../nbs/engine/45_timing.ipynb #3502acf7
 OPERATOR_KINDS = { # kind -> words in an operator's name
-    'convolutions':['convolution'], 'normalisation':['batch_norm', 'group_norm'], 'activation and pooling':['threshold', 'clamp_min', 'pool'],
-    'views':['grid_sampler', 'gather', 'index', 'rand', 'arange', 'sub_', 'div_', 'where', 'cat', 'sort'], 'optimiser':['adam', 'sgd'], 'linear layer and loss':['mm', 'softmax', 'nll'],
+    'convolutions':['convolution'], 'normalisation':['batch_norm', 'group_norm'],
+                  'activation and pooling':['threshold', 'clamp_min', 'pool'],
+    'views':['grid_sampler', 'gather', 'index', 'rand', 'arange', 'sub_', 'div_', 'where', 'cat', 'sort'],
+                  'optimiser':['adam', 'sgd'], 'linear layer and loss':['mm', 'softmax', 'nll'],
     'copies and fills':['copy', 'fill', 'empty', 'zero', 'add']}
 
 def profile_of(
@@ -73,7 +80,8 @@ def profile_of(
     **kw,                     # torch's own options, such as `profile_memory`
 ):                            # `torch.profiler.profile`
     "What torch's profiler saw of a call."
-    if dev.type not in ('cpu','cuda'): raise ValueError(f"device {str(dev)!r}: torch's profiler sees the CPU and CUDA, choose one of these")
+    if dev.type not in ('cpu','cuda'):
+        raise Refused(f"device {str(dev)!r}", "torch's profiler sees the CPU and CUDA, choose one of these")
     os.environ.setdefault('KINETO_LOG_LEVEL', '99') # its log is not for us
     from torch.profiler import ProfilerActivity, profile
     with profile(activities=[ProfilerActivity.CPU]+[ProfilerActivity.CUDA]*(dev.type=='cuda'), **kw) as p: run()
@@ -85,8 +93,9 @@ def operator_shares(
     batch:int,
 ) -> dict:      # kind -> percent of the operators' own time; `LAYER_KINDS` and 'other'
     "What an epoch of `train` on the CPU spends its time on."
-    data, net = photos(4*batch, size), make_model(arch, 10, size)
-    run = lambda: train(net, data, replace(HARD, batch=batch, epochs=1), device='cpu')
+    data = photos(4*batch, size)
+    net = make_model(arch, 10, size)
+    def run(): return train(net, data, replace(HARD, batch=batch, epochs=1), device='cpu')
     run()
     spent = {}
     for e in profile_of(run).key_averages():
@@ -98,5 +107,6 @@ def operator_shares(
 def cpu_name() -> str:
     "The processor, as the system calls it."
     info = Path('/proc/cpuinfo')
-    names = [l.split(':')[1].strip() for l in info.read_text().splitlines() if l.startswith('model name')] if info.exists() else []
+    names = [l.split(':')[1].strip() for l in info.read_text().splitlines()
+             if l.startswith('model name')] if info.exists() else []
     return names[0] if names else platform.processor() or platform.machine()

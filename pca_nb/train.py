@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 
 import pandas as pd, torch, torch.distributed as dist, torch.nn.functional as F
 from torch import Tensor, nn
-from .core import config_hash, generator
+from .core import config_hash, generator, Refused
 from .machine import keep_freed_memory, pick_device
 from .progress import progress, report_progress
 from .imageset import ImageSet
@@ -25,7 +25,8 @@ from .validate import autocast, best_memory_format, validate
 # %% ../nbs/library/20_train.ipynb #ce20c7e0
 class Callback:
     "What may watch a training run; every method is optional. `state` and `load` make it resumable."
-    def after_batch(self, epoch:int, idx:Tensor, logits:Tensor, labels:Tensor): "One step was taken on images `idx` (b,) with float `logits` (b,C)."
+    def after_batch(self, epoch:int, idx:Tensor, logits:Tensor, labels:Tensor):
+        "One step was taken on images `idx` (b,) with float `logits` (b,C)."
     def state(self) -> dict: return {}
     def load(self, state:dict): pass
 
@@ -34,7 +35,7 @@ def param_groups(
     recipe:Recipe,   # `weight_decay`, `decay_all`
 ) -> list:           # optimiser groups
     "Parameters that decay and parameters that do not."
-    decays = lambda n,p: recipe.decay_all or ('weight' in n and p.ndim>1)
+    def decays(n,p): return recipe.decay_all or ('weight' in n and p.ndim>1)
     groups = [[p for n,p in model.named_parameters() if decays(n,p)==d] for d in (True,False)]
     return [dict(params=ps, weight_decay=wd) for ps,wd in zip(groups, (recipe.weight_decay,0.)) if ps]
 
@@ -43,7 +44,9 @@ class LabelSource:
     key = '' # part of a checkpoint's name
     def check(self, data, recipe):
         "Refuse what cannot go together, before any work."
-        if recipe.soft: raise ValueError(f"the recipe's loss {recipe.loss!r} needs a teacher: give labels, such as `TeacherLabels`, or use a hard recipe")
+        if recipe.soft:
+            raise Refused(f"the recipe's loss {recipe.loss!r} needs a teacher",
+                          "give labels, such as `TeacherLabels`, or use a hard recipe")
     def order(self, data, recipe, seed, epoch) -> list:
         "The images of every step of an epoch, (b,) int64 each."
         return list(torch.randperm(len(data), generator=generator(seed, 'order', epoch)).split(recipe.batch))
@@ -56,8 +59,10 @@ class LabelSource:
 
 def batch_loss(logits, labels, view, recipe, part=slice(None), answer=None):
     "Summed loss of the images `part` of a batch: soft against the teacher's answer, else cross-entropy, with labels mixed if the recipe says so."
-    ce = lambda y: F.cross_entropy(logits, y[part], reduction='none', label_smoothing=recipe.label_smoothing)
-    if recipe.soft: return SOFT_LOSSES[recipe.loss](logits, answer, recipe)+(recipe.hard_weight*ce(labels).sum() if recipe.hard_weight else 0)
+    def ce(y): return F.cross_entropy(logits, y[part], reduction='none', label_smoothing=recipe.label_smoothing)
+    if recipe.soft:
+        return SOFT_LOSSES[recipe.loss](logits, answer, recipe)+(recipe.hard_weight*ce(labels).sum()
+                                                                 if recipe.hard_weight else 0)
     if view.mix is None or not recipe.augment.mix_labels: return ce(labels).sum()
     lam = view.mix.lam[part]
     return (lam*ce(labels)+(1-lam)*ce(labels[view.mix.partner])).sum()
@@ -81,27 +86,37 @@ def train(
     labels:LabelSource=LabelSource(), # where order, views and answers come from
 ) -> pd.DataFrame:        # a row an epoch: epoch, lr, loss, and the metrics where validated
     "Train a network on a set by a recipe; deterministic in `seed`, resumable from `ckpt`, in one process or under `torchrun`."
-    dev, (rank,world), log, saved = pick_device(device), init_distributed(), [], time.monotonic()
+    dev = pick_device(device)
+    (rank,world) = init_distributed()
+    log = []
+    saved = time.monotonic()
     _check_train(data, recipe)
     labels.check(data, recipe)
     if dev.type=='cpu': keep_freed_memory()
     if dev.type=='cuda' and dev.index is not None: torch.cuda.set_device(dev)
     last = min(stop_epoch or recipe.epochs, recipe.epochs)
-    with torch.random.fork_rng(devices=[dev] if dev.type=='cuda' else []), _explained(desc, log, last, recipe, data, dev, ckpt):
+    with torch.random.fork_rng(devices=[dev] if dev.type=='cuda' else []), _explained(desc, log, last, recipe, data,
+                                                                                      dev, ckpt):
         model.to(dev).to(memory_format=best_memory_format(model)).train()
         if isinstance(data.images, Tensor): data = data.to(dev)
-        opt, name = OPTIMIZERS[recipe.optimizer](param_groups(model, recipe), recipe), _run_name(model, data, recipe, seed, labels)
+        opt = OPTIMIZERS[recipe.optimizer](param_groups(model, recipe), recipe)
+        name = _run_name(model, data, recipe, seed, labels)
         watch = [*callbacks, *([WeightEMA(model, recipe.ema)] if recipe.ema else [])]
         start = _resume(ckpt, name, model, opt, watch, log, dev)
         net = _in_step(model, dev) if world>1 else model
-        keep = lambda: save_checkpoint(ckpt, dict(name=name, model=model.state_dict(), opt=opt.state_dict(), callbacks=[cb.state() for cb in watch], log=[_floats(r) for r in log]))
+        def keep():
+            return save_checkpoint(ckpt, dict(name=name, model=model.state_dict(), opt=opt.state_dict(),
+                                              callbacks=[cb.state() for cb in watch], log=[_floats(r) for r in log]))
         for epoch in progress(range(start, last), desc):
-            row = dict(epoch=epoch, lr=recipe.rate(epoch), loss=_epoch(net, data, recipe, opt, seed, epoch, labels, watch, dev, dtype))
+            row = dict(epoch=epoch, lr=recipe.rate(epoch),
+                       loss=_epoch(net, data, recipe, opt, seed, epoch, labels, watch, dev, dtype))
             _check_loss(row, desc)
             with watch[-1] if recipe.ema else nullcontext():
-                if test is not None and (epoch%recipe.eval_every==0 or epoch==recipe.epochs-1): row |= validate(model, test, dtype=dtype, split=True)
+                if test is not None and (epoch%recipe.eval_every==0 or epoch==recipe.epochs-1):
+                    row |= validate(model, test, dtype=dtype, split=True)
             log.append(row)
-            if ckpt and rank==0 and (time.monotonic()-saved>(SAVE_EVERY if save_every is None else save_every) or epoch==last-1):
+            if ckpt and rank==0 and (time.monotonic()-saved>(SAVE_EVERY if save_every is None else save_every)
+                                     or epoch==last-1):
                 keep()
                 saved = time.monotonic()
             try: report_progress(desc, epoch+1, last, row)
@@ -117,7 +132,9 @@ class WeightEMA(Callback):
     def __init__(self,
         model:nn.Module, # on its device
         decay:float,     # β a step, in [0,1); larger = longer memory
-    ): self.params, self.decay, self.mean = list(model.parameters()), decay, [p.detach().clone() for p in model.parameters()]
+    ):
+        self.params, self.decay, self.mean = list(model.parameters()), decay, [p.detach().clone()
+                                                                               for p in model.parameters()]
     @torch.no_grad()
     def after_batch(self, epoch, idx, logits, labels): torch._foreach_lerp_(self.mean, self.params, 1-self.decay)
     @torch.no_grad()
@@ -135,19 +152,26 @@ class WeightEMA(Callback):
 # %% ../nbs/library/20_train.ipynb #6dab1a2f
 def _epoch(net, data, recipe, opt, seed, epoch, labels, callbacks, dev, dtype):
     "One pass over the set; returns the mean loss as a tensor on the device."
-    (rank,world), mixed, lie = init_distributed(), recipe.augment.mix!='none', best_memory_format(net)
+    (rank,world) = init_distributed()
+    mixed = recipe.augment.mix!='none'
+    lie = best_memory_format(net)
     total = torch.zeros((), device=dev)
     torch.manual_seed(generator(seed, 'dropout', epoch, *([rank] if rank else [])).initial_seed())
     steps = labels.order(data, recipe, seed, epoch)
     if isinstance(data.images, Tensor): steps = [idx.to(dev) for idx in steps]
     parts = [slice(*shard_bounds(len(idx), world)[rank:rank+2]) for idx in steps]
     read = prefetch_batches(data.images, [idx if mixed else idx[p] for idx,p in zip(steps, parts)])
-    for step,(idx,part,(_,images),(view,known)) in enumerate(zip(steps, parts, read, labels.views(steps, data, recipe, seed, epoch, dev))):
-        for group in opt.param_groups: group['lr'] = recipe.rate(epoch+(step/len(steps) if recipe.lr_every=='step' else 0))
+    for step,(idx,part,(_,images),(view,known)) in enumerate(zip(steps, parts, read,
+                                                                 labels.views(steps, data, recipe, seed, epoch, dev))):
+        for group in opt.param_groups:
+            group['lr'] = recipe.rate(epoch+(step/len(steps) if recipe.lr_every=='step' else 0))
         own = data.labels[idx].to(dev)
-        x = apply_view(images.to(dev), view, data.stats)[part] if mixed else apply_view(images.to(dev), view[part] if world>1 else view, data.stats)
+        x = apply_view(images.to(dev), view, data.stats)[part] if mixed else apply_view(images.to(dev), view[part]
+                                                                                        if world>1 else view,
+                                                                                        data.stats)
         x = x.contiguous(memory_format=lie)
-        with autocast(dev, dtype): logits, answer = net(x).float(), labels.answer(x, recipe, None if known is None else known[part])
+        with autocast(dev, dtype):
+            logits, answer = net(x).float(), labels.answer(x, recipe, None if known is None else known[part])
         loss = batch_loss(logits, own, view, recipe, part, answer)
         opt.zero_grad(set_to_none=True)
         (loss*(world/len(idx))).backward() # the processes' gradients are averaged
@@ -160,26 +184,38 @@ def _epoch(net, data, recipe, opt, seed, epoch, labels, callbacks, dev, dtype):
 
 # %% ../nbs/library/20_train.ipynb #4569c294
 def _check_train(data, recipe):
-    if not len(data): raise ValueError("the set is empty: nothing to train on")
+    if not len(data): raise Refused("the set is empty", "nothing to train on")
     if (absent := [c for c,n in zip(data.classes, data.counts.tolist()) if not n]) and len(absent)>=data.n_classes-1:
-        raise ValueError("only one class has images: a classifier needs at least two")
-    if recipe.augment.patches!='none' and data.grid==1: raise ValueError(f"patches={recipe.augment.patches!r}, but {data!r} has no cells: combine it first, or use patches='none'")
+        raise Refused("only one class has images", "a classifier needs at least two")
+    if recipe.augment.patches!='none' and data.grid==1:
+        raise Refused(f"patches={recipe.augment.patches!r}, but {data!r} has no cells",
+                      "combine it first, or use patches='none'")
 
 def _check_loss(row, desc):
-    if not math.isfinite(float(row['loss'])): raise FloatingPointError(f"{desc}: the loss is {float(row['loss'])} at epoch {row['epoch']} with lr={row['lr']:.2g}: lower the learning rate")
+    if not math.isfinite(float(row['loss'])):
+        raise FloatingPointError(f"{desc}: the loss is {float(row['loss'])} at epoch {row['epoch']} with "
+                                 f"lr={row['lr']:.2g}: lower the learning rate")
 
-def _peer_gone(e): return init_distributed()[1]>1 and (isinstance(e, dist.DistError) or any(w in str(e) for w in ('gloo', 'Gloo', 'NCCL', 'Connection', 'TCPStore')))
+def _peer_gone(e):
+    return init_distributed()[1]>1 and (isinstance(e, dist.DistError)
+                                        or any(w in str(e) for w in ('gloo', 'Gloo', 'NCCL', 'Connection', 'TCPStore')))
 
 @contextmanager
 def _explained(desc, log, last, recipe, data, dev, ckpt):
     "Say which run ended, where, and how to go on."
     go_on = f"run it again to go on from {ckpt}" if ckpt else "it has no checkpoint and starts over"
     try: yield
-    except KeyboardInterrupt as e: raise KeyboardInterrupt(f"{desc}: stopped in epoch {len(log)} of {last}: {go_on}") from e
+    except KeyboardInterrupt as e:
+        raise KeyboardInterrupt(f"{desc}: stopped in epoch {len(log)} of {last}: {go_on}") from e
     except (RuntimeError, MemoryError) as e:
-        if out_of_memory(e): raise MemoryError(f"{desc}: {dev} ran out of memory in epoch {len(log)} of {last}, with {recipe.batch} images of {data.size[0]} px a step: "
-                                                f"lower the batch, the size or the network, or free the device; then {go_on}") from e
-        if _peer_gone(e): raise ConnectionError(f"{desc}: another process of the job is gone, in epoch {len(log)} of {last} ({(str(e).splitlines() or [''])[0][:120]}): {go_on}") from e
+        if out_of_memory(e):
+            raise MemoryError(f"{desc}: {dev} ran out of memory in epoch {len(log)} of {last}, with {recipe.batch} "
+                              f"images of {data.size[0]} px a step: "
+                                                f"lower the batch, the size or the network, or free the device; then "
+                                                f"{go_on}") from e
+        if _peer_gone(e):
+            raise ConnectionError(f"{desc}: another process of the job is gone, in epoch {len(log)} of {last} "
+                                  f"({(str(e).splitlines() or [''])[0][:120]}): {go_on}") from e
         raise
 
 # %% ../nbs/library/20_train.ipynb #a1a7569c
@@ -188,12 +224,15 @@ def _floats(row): return {k:v.item() if isinstance(v, Tensor) else v for k,v in 
 def _run_name(model, data, recipe, seed, labels):
     "What a checkpoint belongs to: network, labels, recipe, seed, and the teacher."
     shapes = {k:list(v.shape) for k,v in model.state_dict().items()}
-    return config_hash(dict(recipe=config_hash(recipe), seed=seed, network=config_hash(shapes), labels=config_hash(data.labels.tolist())) | (dict(teacher=labels.key) if labels.key else {}))
+    return config_hash(dict(recipe=config_hash(recipe), seed=seed, network=config_hash(shapes),
+                            labels=config_hash(data.labels.tolist()))
+                       | (dict(teacher=labels.key) if labels.key else {}))
 
 def _resume(path, name, model, opt, callbacks, log, dev):
     "Take up a checkpoint; returns the first epoch to run."
     if (s := on_rank_zero(lambda: load_checkpoint(path, name))) is None: return 0
-    model.load_state_dict(s['model']); opt.load_state_dict(s['opt'])
+    model.load_state_dict(s['model'])
+    opt.load_state_dict(s['opt'])
     for cb,st in zip(callbacks, s['callbacks']): cb.load(st)
     log += s['log']
     return len(log)

@@ -24,9 +24,14 @@ def validate(
     split:bool=False,# share the images out among the processes of a `torchrun` job; all of them must ask
 ) -> dict:           # top1, top5, per_class (C): percent, higher is better; nll: nats, lower is better
     "How well a network knows a set."
-    (dev, was), (rank, world), lie = (next(model.parameters()).device, model.training), init_distributed() if split else (0,1), best_memory_format(model)
+    dev = next(model.parameters()).device
+    was = model.training
+    (rank, world) = init_distributed() if split else (0,1)
+    lie = best_memory_format(model)
     model.eval()
-    hits, top5, nll = torch.zeros(data.n_classes, device=dev), torch.zeros(1, device=dev), torch.zeros(1, device=dev)
+    hits = torch.zeros(data.n_classes, device=dev)
+    top5 = torch.zeros(1, device=dev)
+    nll = torch.zeros(1, device=dev)
     for idx,x in prefetch_batches(data.images, torch.arange(len(data))[rank::world].split(batch)):
         y = data.labels[idx].to(dev)
         with autocast(dev, dtype): z = model(normalise(x.to(dev), data.stats).contiguous(memory_format=lie)).float()
@@ -34,9 +39,13 @@ def validate(
         top5 += (z.topk(min(5, z.shape[1]), 1).indices==y[:,None]).sum()
         nll += F.cross_entropy(z, y, reduction='sum')
     model.train(was)
-    if world>1: dist.all_reduce(sums := torch.cat([top5, nll, hits])); top5,nll,hits = sums.tensor_split((1,2))
-    n, counts = len(data), data.counts.to(dev)
-    return dict(top1=100*hits.sum().item()/n, top5=100*top5.item()/n, nll=nll.item()/n, per_class=[round(v, 2) for v in (100*hits/counts.clamp(min=1)).tolist()])
+    if world>1:
+        dist.all_reduce(sums := torch.cat([top5, nll, hits]))
+        top5,nll,hits = sums.tensor_split((1,2))
+    n = len(data)
+    counts = data.counts.to(dev)
+    return dict(top1=100*hits.sum().item()/n, top5=100*top5.item()/n, nll=nll.item()/n,
+                per_class=[round(v, 2) for v in (100*hits/counts.clamp(min=1)).tolist()])
 
 def autocast(
     dev:torch.device,
@@ -51,5 +60,6 @@ def best_memory_format(
 ) -> torch.memory_format:
     "How a network's images should lie in memory: channels last, except where torch is slow at it."
     dev = next(model.parameters()).device.type
-    slow = dev=='mps' or dev=='cpu' and any(isinstance(m, nn.GroupNorm) for m in model.modules()) # bf16 group norm: 2.6 times slower, measured once, see e01_engine
+    # bf16 group norm: 2.6 times slower, measured once, see e01_engine
+    slow = dev=='mps' or dev=='cpu' and any(isinstance(m, nn.GroupNorm) for m in model.modules())
     return torch.contiguous_format if slow else torch.channels_last

@@ -37,7 +37,9 @@ def show_images(
 ):                 # the figure
     "Images in a grid, row by row."
     n = len(images)
-    fig,axs = plt.subplots(-(-n//cols), min(cols,n), figsize=(side*min(cols,n), (side+.12*bool(len(titles)))*-(-n//cols)), squeeze=False, layout='constrained')
+    fig,axs = plt.subplots(-(-n//cols), min(cols,n),
+                           figsize=(side*min(cols,n), (side+.12*bool(len(titles)))*-(-n//cols)), squeeze=False,
+                           layout='constrained')
     for ax in axs.flat: ax.axis('off')
     for i,(im,ax) in enumerate(zip(images, axs.flat)):
         ax.axis('on')
@@ -90,11 +92,13 @@ def plot_methods(
 ):                      # the figure
     "Top-1 of every method, a panel an IPC, bars of one standard deviation over seeds."
     ipcs = sorted(table.ipc.unique())
-    fig,axs = plt.subplots(1, len(ipcs), figsize=(1.6+2.6*len(ipcs), 1.2+.25*table.method.nunique()), squeeze=False, layout='constrained', sharey=True)
+    fig,axs = plt.subplots(1, len(ipcs), figsize=(1.6+2.6*len(ipcs), 1.2+.25*table.method.nunique()), squeeze=False,
+                           layout='constrained', sharey=True)
     order = list(dict.fromkeys(table.method))
     for ipc,ax in zip(ipcs, axs[0]):
         t = table[table.ipc==ipc].set_index('method').reindex(order)
-        ax.barh(order, t['mean'], xerr=t['std'].fillna(0), color=sns.color_palette('deep', 1)[0], error_kw=dict(lw=1, capsize=2))
+        ax.barh(order, t['mean'], xerr=t['std'].fillna(0), color=sns.color_palette('deep', 1)[0],
+                error_kw=dict(lw=1, capsize=2))
         if 'random' in order: ax.axvline(t.loc['random','mean'], color='grey', lw=.8, ls='--')
         ax.set(title=f'IPC {ipc}', xlabel='top-1 accuracy (%)')
     axs[0,0].invert_yaxis()
@@ -106,16 +110,19 @@ def plot_judged(
     title:str='',
 ):                       # the figure
     "Differences with their 95 % intervals, a panel a scale: right of the line the claim holds."
-    scales, names = list(dict.fromkeys(judged.scale)), [f'{n}: {c}' for n,c in zip(judged.no, judged.claim)]
+    scales = list(dict.fromkeys(judged.scale))
+    names = [f'{n}: {c}' for n,c in zip(judged.no, judged.claim)]
     order = list(dict.fromkeys(names))
-    fig,axs = plt.subplots(1, len(scales), figsize=(3.2+1.9*len(scales), 1.1+.3*len(order)), squeeze=False, layout='constrained', sharey=True)
+    fig,axs = plt.subplots(1, len(scales), figsize=(3.2+1.9*len(scales), 1.1+.3*len(order)), squeeze=False,
+                           layout='constrained', sharey=True)
     colour = dict(zip(sorted(judged.ipc.unique()), sns.color_palette('colorblind')))
     for scale,ax in zip(scales, axs[0]):
         ax.axvline(0, color='grey', lw=.8, ls='--')
         for k,(ipc,c) in enumerate(colour.items()):
             t = judged.assign(at=[order.index(n) for n in names])[(judged.scale==scale)&(judged.ipc==ipc)]
             bars = [(t.delta-t.lo).fillna(0), (t.hi-t.delta).fillna(0)]
-            ax.errorbar(t.delta, t['at']+.28*(k-(len(colour)-1)/2), xerr=bars, fmt='os^D'[k%4], color=c, ms=4, lw=1.2, label=f'IPC {ipc}')
+            ax.errorbar(t.delta, t['at']+.28*(k-(len(colour)-1)/2), xerr=bars, fmt='os^D'[k%4], color=c, ms=4, lw=1.2,
+                        label=f'IPC {ipc}')
         ax.set(title=scale, xlabel='points of top-1')
         ax.grid(axis='x', lw=.3)
     axs[0,0].set(yticks=range(len(order)), yticklabels=order, ylim=(len(order)-.4, -.6))
@@ -131,7 +138,11 @@ class LiveImages(ipywidgets.VBox):
         cols:int=10,  # images a row
         side:int=64,  # pixels an image on the screen
     ):
-        self.rows, self.cols, self.side, self.picture, self.words = rows, cols, side, ipywidgets.Image(format='png'), ipywidgets.Label()
+        self.rows = rows
+        self.cols = cols
+        self.side = side
+        self.picture = ipywidgets.Image(format='png')
+        self.words = ipywidgets.Label()
         super().__init__([self.picture, self.words])
     def __call__(self,
         step:int,      # named in the line
@@ -140,6 +151,9 @@ class LiveImages(ipywidgets.VBox):
     ):
         x = images[:self.rows*self.cols].cpu()
         x = x[:len(x)//self.cols*self.cols or len(x)]
-        n, grid = min(self.cols, len(x)), x.view(-1, min(self.cols, len(x)), *x.shape[1:]).permute(0,3,1,4,2).flatten(0,1).flatten(1,2)
-        Image.fromarray(grid.numpy()).resize((n*self.side, len(x)//n*self.side), Image.Resampling.NEAREST).save(buf := io.BytesIO(), 'PNG')
-        self.picture.value, self.words.value = buf.getvalue(), f'step {step}: '+', '.join(f'{k} {v:.3g}' for k,v in terms.items())
+        n = min(self.cols, len(x))
+        grid = x.view(-1, min(self.cols, len(x)), *x.shape[1:]).permute(0,3,1,4,2).flatten(0,1).flatten(1,2)
+        Image.fromarray(grid.numpy()).resize((n*self.side, len(x)//n*self.side),
+                                             Image.Resampling.NEAREST).save(buf := io.BytesIO(), 'PNG')
+        self.picture.value = buf.getvalue()
+        self.words.value = f'step {step}: '+', '.join(f'{k} {v:.3g}' for k,v in terms.items())

@@ -76,7 +76,8 @@ class Estimate:
 
     def speak(self, steps):
         "Say how long the rest takes, if enough of it was seen."
-        taken, share = self.clock()-self.start, steps/max(1, sum(self.work.steps))
+        taken = self.clock()-self.start
+        share = steps/max(1, sum(self.work.steps))
         if taken<self.after or not 0<share<1: return
         self.say(f'about {duration(taken*(1-share)/share)} to go')
         self.spoken = True

@@ -26,7 +26,8 @@ def slow(request): return request.config.getoption('--slow')
 class Tally:
     "What the fault tests counted."
     def __init__(self): self.rows = []
-    def count(self, fault, tried, lost): self.rows.append(dict(fault=fault, tried=tried, survived=tried-lost, lost=lost))
+    def count(self, fault, tried, lost):
+        self.rows.append(dict(fault=fault, tried=tried, survived=tried-lost, lost=lost))
 
     @contextlib.contextmanager
     def one(self, fault):

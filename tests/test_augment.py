@@ -21,7 +21,8 @@ def test_crop_is_torchvisions(H, W, h, w, flip, seed):
     x = torch.rand(1, 3, H, W, generator=g)
     t, l = (int(torch.randint(n, (), generator=g)) for n in (H, W))
     bh, bw = (1 + int(torch.randint(n - a, (), generator=g)) for n, a in ((H, t), (W, l)))
-    if min(bh, bw) < 2:   # torch 2.15's antialiased resize is wrong for windows and outputs one pixel wide (it repeats the first row)
+    # torch 2.15's antialiased resize is wrong for windows and outputs one pixel wide (it repeats the first row)
+    if min(bh, bw) < 2:
         return
     want = F2.resized_crop(x, t, l, bh, bw, [h, w])
     got = crop_resize(x, torch.tensor([[t, l, bh, bw]]), (h, w), torch.tensor([flip]))
@@ -37,7 +38,8 @@ def test_extraction_reads_one_cell_only(S, f, low, seed):
     v = draw_view(8, (S, S), AugmentCfg(crop_scale=(low, 1.), patches='extract'), f, generator(seed, 'v'))
     keep = torch.zeros(8, 1, S, S, dtype=torch.bool)
     for i, (t, l, h, w) in enumerate(v.box.tolist()):
-        cell = next(c for c in cell_boxes(torch.arange(f * f), f, (S, S)).tolist() if c[0] <= t < c[0] + c[2] and c[1] <= l < c[1] + c[3])
+        cell = next(c for c in cell_boxes(torch.arange(f * f), f, (S, S)).tolist() if c[0] <= t < c[0] + c[2]
+                    and c[1] <= l < c[1] + c[3])
         assert t + h <= cell[0] + cell[2] and l + w <= cell[1] + cell[3]
         keep[i, :, cell[0]:cell[0] + cell[2], cell[1]:cell[1] + cell[3]] = True
     if v.box[:, 2:].min() < 2:   # a window of one pixel may read its neighbour with a float's rounding as weight
@@ -56,10 +58,12 @@ def test_cells_tile_the_side(total, f):
 
 
 def test_shuffle_is_a_slow_loop():
-    x, order = torch.rand(5, 3, 12, 12, generator=generator(0)), draw_cell_orders(5, 3, g=generator(1))
+    x = torch.rand(5, 3, 12, 12, generator=generator(0))
+    order = draw_cell_orders(5, 3, g=generator(1))
     want = torch.empty_like(x)
     for b, k in itertools.product(range(5), range(9)):
-        (i, j), (p, q) = divmod(k, 3), divmod(int(order[b, k]), 3)
+        (i, j) = divmod(k, 3)
+        (p, q) = divmod(int(order[b, k]), 3)
         want[b, :, 4 * i:4 * i + 4, 4 * j:4 * j + 4] = x[b, :, 4 * p:4 * p + 4, 4 * q:4 * q + 4]
     assert torch.equal(shuffle_cells(x, order), want)
 
@@ -74,7 +78,8 @@ def test_all_arrangements_are_equally_likely():
 
 def test_cell_choice_is_uniform_and_new_each_step():
     g = generator(0)
-    first, second = (draw_view(4000, (16, 16), AugmentCfg(patches='extract', crop_scale=None), 2, g).box[:, :2] for _ in range(2))
+    first, second = (draw_view(4000, (16, 16), AugmentCfg(patches='extract', crop_scale=None), 2, g).box[:, :2]
+                     for _ in range(2))
     cells = (first // 8 * torch.tensor([2, 1])).sum(1).bincount()
     assert ((cells - 1000.)**2 / 1000).sum() < 16.3   # 3 degrees of freedom, p = 0.001
     assert .2 < (first == second).all(1).float().mean() < .3
@@ -83,16 +88,21 @@ def test_cell_choice_is_uniform_and_new_each_step():
 def test_crops_stay_inside_any_region():
     region = torch.tensor([[3, 5, 9, 2], [0, 0, 1, 1], [10, 10, 50, 7]]).repeat(300, 1)
     b = draw_crops(region, (.01, 1.), g=generator(0))
-    assert (b[:, :2] >= region[:, :2]).all() and (b[:, :2] + b[:, 2:] <= region[:, :2] + region[:, 2:]).all() and (b[:, 2:] > 0).all()
+    assert (b[:, :2] >= region[:, :2]).all() and (b[:, :2] + b[:, 2:] <= region[:, :2]
+                                                  + region[:, 2:]).all() and (b[:, 2:] > 0).all()
 
 
 def test_mixing_probability_and_cutout_side():
     lam = draw_mix(20_000, 'mixup', (8, 8), prob=.3, per='image', g=generator(0)).lam
     assert abs((lam < 1).float().mean() - .3) < .02
     box = draw_mix(2000, 'cutout', (32, 32), side=.5, per='image', g=generator(0)).box
-    assert box[:, 2].max() == 16 and box[:, 3].max() == 16 and (box[:, 2] == 16).float().mean() > .4   # clipped at the border only
+    # clipped at the border only
+    assert box[:, 2].max() == 16 and box[:, 3].max() == 16 and (box[:, 2] == 16).float().mean() > .4
 
 
 def test_same_generator_same_view_and_one_device():
     a, b = (draw_view(9, (20, 20), AugmentCfg(mix='cutmix', mix_per='image'), 1, generator(3)) for _ in range(2))
-    assert torch.equal(a.box, b.box) and torch.equal(a.flip, b.flip) and torch.equal(a.mix.box, b.mix.box) and torch.equal(a.mix.partner, b.mix.partner)
+    assert torch.equal(a.box, b.box) and torch.equal(a.flip,
+                                                     b.flip) and torch.equal(a.mix.box,
+                                                                             b.mix.box) and torch.equal(a.mix.partner,
+                                                                                                        b.mix.partner)

@@ -105,7 +105,8 @@ def listing(root):
 
 def words_of(what, path, root):
     "A command that reads `path`, with good images at root/full and root/test where it wants more."
-    grid, fast = '--methods random --ipc 1 --seeds 1 --workers 1'.split(), '--epochs 1 --seeds 1'.split()
+    grid = '--methods random --ipc 1 --seeds 1 --workers 1'.split()
+    fast = '--epochs 1 --seeds 1'.split()
     return {'compress':        ['compress', path, '--out', root/'out', '--ipc', 1],
             'score':           ['score', path, '--out', root/'s.npz'],
             'evaluate':        ['evaluate', path, '--test', root/'test', *fast],
@@ -265,8 +266,11 @@ def test_exif_orientation_of_a_jpeg(tmp_path):
     near(seen(tmp_path, Image.fromarray(a), 'x.jpg', 32, exif=exif(6), quality=100), np.rot90(a, -1), 3)
 
 
-A, ALPHA, CMYK = noise(), noise(seed=1)[..., :1], noise(seed=4, channels=4)
-INDEX, COLOURS = noise(seed=2)[..., 0] % 8, noise(seed=3)[0, :8]
+A = noise()
+ALPHA = noise(seed=1)[..., :1]
+CMYK = noise(seed=4, channels=4)
+INDEX = noise(seed=2)[..., 0] % 8
+COLOURS = noise(seed=3)[0, :8]
 INK = (255.-CMYK[..., :3])*(255.-CMYK[..., 3:])/255  # ink subtracts light
 DEEP = np.random.default_rng(5).integers(0, 65536, (SIDE, SIDE, 4)).astype(np.uint16)
 
@@ -454,7 +458,9 @@ def composites(full, tmp_path):
     "A folder of composites, six a class."
     s = load_data(full)
     s = ImageSet(s.images.repeat(4, 1, 1, 1), s.labels.repeat(4), s.classes)
-    return files.save_folder(methods.make_tiles(s, 6, methods.MethodInputs(None, torch.Generator().manual_seed(0), Tiling(2))), tmp_path/'tiled')
+    return files.save_folder(methods.make_tiles(s, 6,
+                                                methods.MethodInputs(None, torch.Generator().manual_seed(0),
+                                                                     Tiling(2))), tmp_path/'tiled')
 
 
 def test_composites_are_not_compressed_again(composites, refused):
@@ -487,7 +493,8 @@ def test_absent_stored_image_is_named(stored):
 
 # ---- parquet and npz ----
 @pytest.mark.parametrize('columns,known', [(dict(pixels=[b'x'], label=[0]), parquet.IMAGE_COLUMNS),
-                                           (dict(image=[b'x'], kind=[0]), parquet.LABEL_COLUMNS)], ids=['image', 'label'])
+                                           (dict(image=[b'x'], kind=[0]), parquet.LABEL_COLUMNS)],
+                         ids=['image', 'label'])
 def test_parquet_without_the_columns(columns, known, tmp_path, refused):
     "The file, the columns it has, the ones that are looked for, and the way out."
     path = make_parquet(tmp_path/'x.parquet', **columns)
@@ -515,7 +522,8 @@ CONTENT = {'empty': lambda p: p.write_bytes(b''), 'text': lambda p: p.write_text
            'npy': lambda p: dump(p, np.zeros(3), lambda a, f: np.save(f, a))}
 
 
-@pytest.mark.parametrize('write,ext', [(parquet.save_parquet, 'parquet'), (files.save_npz, 'npz')], ids=['parquet', 'npz'])
+@pytest.mark.parametrize('write,ext', [(parquet.save_parquet, 'parquet'), (files.save_npz, 'npz')],
+                         ids=['parquet', 'npz'])
 @pytest.mark.parametrize('kind', CONTENT)
 def test_damaged_set_file_is_named(kind, write, ext, full, tmp_path, refused):
     "Zero bytes, text, nothing there, the first half, another format; no advice to open it unsafely."
@@ -920,7 +928,8 @@ def test_full_disk(what, tight, many, tally):
     "The file, the way out; neither a part nor a temporary file is left."
     place, full_disk = tight
     with tally.one(f'full disk while writing: {what}'):
-        with full_disk(): raises((place/'x', 'free some space or choose another place'), WRITERS[what], many, place, kind=OSError)
+        with full_disk():
+            raises((place/'x', 'free some space or choose another place'), WRITERS[what], many, place, kind=OSError)
         assert not list(place.iterdir())
 
 
@@ -980,7 +989,8 @@ def test_row_is_whole_or_reported(tight, tally):
             taken.append(str(i))
     with tally.one('full disk while writing: rows'):
         with full_disk(): raises((rows.path, 'free some space'), fill, kind=OSError)
-        assert [r['key'] for r in rows.all()] == taken and rows.path.read_bytes().endswith(b'\n')   # what did not fit was taken back
+        # what did not fit was taken back
+        assert [r['key'] for r in rows.all()] == taken and rows.path.read_bytes().endswith(b'\n')
 
 
 def test_row_after_a_torn_one(tmp_path):

@@ -43,8 +43,11 @@ def test_two_processes_make_the_rows_of_one(tmp_path):
 
 
 def test_a_killed_grid_loses_no_row(tmp_path, monkeypatch):
-    cfgs, rows, done = [short('random', s) for s in range(3)], ResultStore(tmp_path/'r.jsonl'), []
-    whole, make = numbers(run_grid(cfgs, ResultStore(tmp_path/'w.jsonl'), tmp_path, device='cpu')), run.run_one
+    cfgs = [short('random', s) for s in range(3)]
+    rows = ResultStore(tmp_path/'r.jsonl')
+    done = []
+    whole = numbers(run_grid(cfgs, ResultStore(tmp_path/'w.jsonl'), tmp_path, device='cpu'))
+    make = run.run_one
 
     def dies_at_two(cfg, *a, **kw):
         if len(done) == 2:
@@ -56,13 +59,15 @@ def test_a_killed_grid_loses_no_row(tmp_path, monkeypatch):
         run_grid(cfgs, rows, tmp_path, device='cpu')
     assert len(rows.all()) == 2
     monkeypatch.setattr(grid, 'run_one', lambda cfg, *a, **kw: done.append(cfg) or make(cfg, *a, **kw))
-    assert numbers(run_grid(cfgs, rows, tmp_path, device='cpu')) == whole and len(done) == 3   # only the third was made again
+    # only the third was made again
+    assert numbers(run_grid(cfgs, rows, tmp_path, device='cpu')) == whole and len(done) == 3
 
 
 def test_nothing_is_trained_when_one_run_of_the_grid_cannot_work(tmp_path, monkeypatch):
     monkeypatch.setattr(grid, 'record_dynamics', lambda *a, **k: pytest.fail('recorded'))
     with pytest.raises(ValueError, match='pca with ipc=100'):
-        run_grid([run_cfg('digits', 'el2n-easyB', 1), run_cfg('digits', 'pca', 100)], ResultStore(tmp_path/'r.jsonl'), tmp_path)
+        run_grid([run_cfg('digits', 'el2n-easyB', 1), run_cfg('digits', 'pca', 100)], ResultStore(tmp_path/'r.jsonl'),
+                 tmp_path)
     assert not (tmp_path/'r.jsonl').exists()
 
 
@@ -72,7 +77,8 @@ def network():
     from pca_nb.teachers import make_teacher, TeacherCfg
     from pca_nb.recipes import RECIPES
     full = load_data('digits')
-    return make_teacher(full, TeacherCfg('convnet2-w32', replace(RECIPES['ccs'], epochs=4, batch=32), 0, 16), load_data('digits', 'test'), device='cpu')
+    return make_teacher(full, TeacherCfg('convnet2-w32', replace(RECIPES['ccs'], epochs=4, batch=32), 0, 16),
+                        load_data('digits', 'test'), device='cpu')
 
 
 MADE_OF_NOTHING = {'noise', *DISTILLERS}
@@ -86,19 +92,23 @@ def test_every_method_keeps_the_contract(network):
     dyn = Dynamics({k: torch.rand(len(full), generator=generator(0, k)) for k in SUMS}, 60, 10, {})
     for name in METHODS:
         cfg = run_cfg('digits', name, 3, iteration_share=.001)
-        a, b = (build_set(cfg, full, dyn, [network]*len(cfg.synthesis.teachers if cfg.synthesis else ()), 'cpu') for _ in range(2))
-        assert len(a) == 30 and a.size == (16, 16) and torch.equal(a.images, b.images) and torch.equal(a.index, b.index), name
+        a, b = (build_set(cfg, full, dyn, [network]*len(cfg.synthesis.teachers if cfg.synthesis else ()), 'cpu')
+                for _ in range(2))
+        assert len(a) == 30 and a.size == (16, 16) and torch.equal(a.images,
+                                                                   b.images) and torch.equal(a.index, b.index), name
         assert a.grid == cfg.tiling.factor, name
         if name in MADE_OF_NOTHING: assert (a.index == -1).all(), name
         else:
-            assert 0 <= a.index.min() and a.index.max() < len(full) and a.index.unique().numel() == a.index.numel(), name
+            assert (0 <= a.index.min() and a.index.max() < len(full)
+                    and a.index.unique().numel() == a.index.numel()), name
             assert (full.labels[a.index] == a.labels[:, None]).all(), name
         if not name.endswith(('-easy', '-hard', '-global')):
             assert a.counts.tolist() == [3] * 10, name
 
 
 def test_a_newcomers_method_is_one_entry(tmp_path, monkeypatch):
-    monkeypatch.setitem(METHODS, 'first', Method(lambda full, ipc, use: METHODS['random'].make(full, ipc, replace(use, g=generator(0)))))
+    monkeypatch.setitem(METHODS, 'first',
+                        Method(lambda full, ipc, use: METHODS['random'].make(full, ipc, replace(use, g=generator(0)))))
     frame = run_grid([short('first', s) for s in (0, 1)], ResultStore(tmp_path/'r.jsonl'), tmp_path, device='cpu')
     assert frame.set.nunique() == 1 and summary(frame).n.tolist() == [2]
 
@@ -106,9 +116,11 @@ def test_a_newcomers_method_is_one_entry(tmp_path, monkeypatch):
 def test_hard_and_soft_rows_learn_from_one_distilled_set(tmp_path, monkeypatch):
     "networks are trained once, pixels optimised once, whatever the labels; a grid that is killed while optimising goes on from there"
     from pca_nb import methods
-    cfgs = [replace(c, recipe=replace(c.recipe, **CUT), synthesis=replace(c.synthesis, teachers=(t,)), soft=c.soft and replace(c.soft, teachers=(t,)))
+    cfgs = [replace(c, recipe=replace(c.recipe, **CUT), synthesis=replace(c.synthesis, teachers=(t,)), soft=c.soft
+                    and replace(c.soft, teachers=(t,)))
             for r in ('hard', 'soft') for c in [run_cfg('digits', 'sre2l', 2, recipe=r, iteration_share=.003)]
-            for t in [replace(c.synthesis.teachers[0], recipe=replace(c.synthesis.teachers[0].recipe, epochs=3, batch=64))]]
+            for t in [replace(c.synthesis.teachers[0], recipe=replace(c.synthesis.teachers[0].recipe, epochs=3,
+                                                                      batch=64))]]
     calls, whole = [], methods.synthesise
 
     def counted(*a):
@@ -135,7 +147,8 @@ def test_rows_say_where_they_come_from(tmp_path):
     run_grid([short('random')], ResultStore(tmp_path/'r.jsonl'), tmp_path, device='cpu')
     row = json.loads((tmp_path/'r.jsonl').read_text())
     assert row['key'] == short('random').key and row['cfg']['recipe']['epochs'] == 4
-    assert {'device', 'dtype', 'torch', 'torchvision', 'python', 'pca_nb', 'seconds', 'image_bytes', 'label_bytes', 'best_top1', 'best_epoch'} <= set(row)
+    assert {'device', 'dtype', 'torch', 'torchvision', 'python', 'pca_nb', 'seconds', 'image_bytes', 'label_bytes',
+            'best_top1', 'best_epoch'} <= set(row)
     assert row['images'] == 20 and row['best_top1'] >= row['top1'] and row['best_epoch'] in (0, 2, 3)
 
 
@@ -162,7 +175,8 @@ def test_what_a_method_notes_stands_in_its_row(own):
         use.notes['why'] = 'the first'
         return full[torch.cat([(full.labels == c).nonzero()[:ipc, 0] for c in range(full.n_classes)])]
     own['noting'] = Method(noting)
-    full, test = load_data('digits'), load_data('digits', 'test')
+    full = load_data('digits')
+    test = load_data('digits', 'test')
     row = run_one(run_cfg('digits', 'noting', 1, min_steps=2), full, test, device='cpu')
     assert row['made']['why'] == 'the first' and 0 <= row['made']['seconds'] <= row['seconds']['make'] + .01
     assert 'made' not in run_one(run_cfg('digits', 'random', 1, min_steps=2), full, test, device='cpu')
@@ -184,10 +198,13 @@ def test_a_set_that_cannot_be_compared_is_refused_before_training(own, spoil, wh
 
 def test_workers_import_a_module_of_ones_own(tmp_path, monkeypatch):
     "What it registers is known there; a name that is wrong is told before any worker starts."
-    (tmp_path/'my_own.py').write_text("from pca_nb.methods import METHODS, Method, make_pruned\nMETHODS['my-own'] = Method(make_pruned('random'))\n")
+    (tmp_path/'my_own.py').write_text("from pca_nb.methods import METHODS, Method, make_pruned\nMETHODS['my-own'] = "
+                                      "Method(make_pruned('random'))\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ImportError, match='my_wrong'): process_pool(1, modules=['my_wrong'])
     try:
-        with process_pool(1, modules='my_own') as ex: frame = run_grid([run_cfg('digits', 'my-own', 1, min_steps=2)], ResultStore(tmp_path/'r.jsonl'), tmp_path, executor=ex, device='cpu')
+        with process_pool(1, modules='my_own') as ex:
+            frame = run_grid([run_cfg('digits', 'my-own', 1, min_steps=2)], ResultStore(tmp_path/'r.jsonl'), tmp_path,
+                             executor=ex, device='cpu')
     finally: METHODS.pop('my-own', None)
     assert frame.method.tolist() == ['my-own']

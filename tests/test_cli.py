@@ -38,7 +38,8 @@ def sh(*args, env):
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
     "Two classes of photographs of any size: bright top or bright bottom, 24 to train and 10 to test"
-    root, rng = tmp_path_factory.mktemp('photos'), np.random.default_rng(0)
+    root = tmp_path_factory.mktemp('photos')
+    rng = np.random.default_rng(0)
     for split, n in (('train', 24), ('test', 10)):
         for c in ('sky', 'snow'):
             (root/split/c).mkdir(parents=True)
@@ -59,7 +60,8 @@ def listed(folder):
 
 def check_compress_then_evaluate(run, folders, out, method, grid):
     said = run('compress', folders/'train', '--method', method, '--ipc', 3, '--out', out, '--epochs', 3, *CPU)
-    s, chosen = load_data(out), listed(out)
+    s = load_data(out)
+    chosen = listed(out)
     assert s.grid == grid and s.counts.tolist() == [3, 3]
     assert 'bytes' in said and f'chosen: {6 * grid**2} of 48' in said
     assert len(chosen) == 6 * grid**2 and all((out/r['stored']).exists() for r in chosen)
@@ -80,7 +82,8 @@ def test_compress_plain_images_then_evaluate(folders, tmp_path, shell):
 
 def test_evaluate_keeps_rows_and_reads_them(folders, tmp_path, shell):
     "A row per seed if there is a home; what is finished is not trained again."
-    words = ('evaluate', folders/'train', '--test', folders/'test', '--epochs', 2, '--size', 16, '--home', tmp_path, *CPU)
+    words = ('evaluate', folders/'train', '--test', folders/'test', '--epochs', 2, '--size', 16, '--home', tmp_path,
+             *CPU)
     first = shell(*words, '--seeds', 1)
     assert 'ahead: 1 training, 6 steps' in first and len((tmp_path/'evaluate.jsonl').read_text().splitlines()) == 1
     again = shell(*words, '--seeds', 2)
@@ -92,7 +95,8 @@ def test_parquet_in_and_out(folders, tmp_path, shell):
     for split in ('train', 'test'):
         save_parquet(load_data(folders/split, size=24), tmp_path/f'{split}.parquet', 'webp')
     small, train = tmp_path/'small', tmp_path/'train.parquet'
-    said = shell('compress', train, '--method', 'el2n-easyB', '--ipc', 2, '--out', small, '--epochs', 2, '--format', 'jpeg')
+    said = shell('compress', train, '--method', 'el2n-easyB', '--ipc', 2, '--out', small, '--epochs', 2, '--format',
+                 'jpeg')
     assert 'as jpeg' in said and load_data(small).size == (24, 24)
     assert 'top-1' in shell('evaluate', small, '--test', tmp_path/'test.parquet', '--seeds', 1, '--epochs', 2)
 
@@ -100,7 +104,8 @@ def test_parquet_in_and_out(folders, tmp_path, shell):
 def test_score_then_compress(folders, tmp_path, shell):
     scores = tmp_path/'s.npz'
     assert 'forgetting-inf' in shell('score', folders/'train', '--out', scores, '--epochs', 2)
-    words = ('compress', folders/'train', '--method', 'aum-easyB', '--ipc', 2, '--scores', scores, '--out', tmp_path/'small')
+    words = ('compress', folders/'train', '--method', 'aum-easyB', '--ipc', 2, '--scores', scores, '--out',
+             tmp_path/'small')
     assert 'ahead' not in shell(*words)   # nothing is trained
     assert len(load_data(tmp_path/'small')) == 4
 
@@ -166,7 +171,8 @@ def test_teacher_labels_evaluate(tmp_path, shell):
     base = ('evaluate', small, '--test', 'digits', '--recipe', 'soft', '--seeds', 2, *CPU)
     soft = (*base, '--epochs', 4)
     live = shell(*soft, '--teacher', t)
-    words = ('store-labels', small, '--teacher', t, '--test', 'digits', '--epochs', 4, '--out', kept, '--codec', 'fp32', *CPU)
+    words = ('store-labels', small, '--teacher', t, '--test', 'digits', '--epochs', 4, '--out', kept, '--codec',
+             'fp32', *CPU)
     assert '5,400 bytes' in shell(*words)   # 30 images × 4 epochs × (25 + 20): the usual format
     again = shell(*soft, '--teacher', kept)
     assert seed0(live) == seed0(again) and 'only weights vary' in again
@@ -187,7 +193,8 @@ def test_teacher_labels_evaluate(tmp_path, shell):
 def teachers(tmp_path_factory):
     "Two small networks that know the digits, as files, and one that was taken away before it did."
     root = tmp_path_factory.mktemp('teachers')
-    full, test = load_data('digits'), load_data('digits', 'test')
+    full = load_data('digits')
+    test = load_data('digits', 'test')
     for seed in (0, 1):
         recipe = replace(scoring_cfg('digits', 16, len(full), '').recipe, epochs=3)
         make_teacher(full, TeacherCfg('convnet2-w32', recipe, seed, 16), test, root/f'{seed}.pt', 'cpu')
@@ -217,8 +224,10 @@ def test_compress_makes_images(teachers, tmp_path, here):
     out = here(*compressing('sre2l', small, '--teacher', teachers/'0.pt', '--steps', 5, ipc=2))
     assert 'sre2l: 5 iterations (4,000 are published) × 1 batch, with Teacher(convnet2-w32' in out
     assert 'chosen: none of 1197' in out
-    assert re.search(r'made: [\d.]+ % named correctly by Teacher\(convnet2-w32.*; statistics from [\d.]+ to [\d.]+', out)
-    s, rows = load_data(small), listed(small)
+    assert re.search(r'made: [\d.]+ % named correctly by Teacher\(convnet2-w32.*; statistics from [\d.]+ to [\d.]+',
+                     out)
+    s = load_data(small)
+    rows = listed(small)
     assert s.counts.tolist() == [2] * 10 and (s.index == -1).all() and s.name == 'digits'
     assert len(rows) == 20 and all((small/r['stored']).exists() for r in rows)
     assert all(r['source'] == r['position'] == r['score'] == '' for r in rows)
@@ -254,7 +263,8 @@ def test_compress_refuses_networks_before_it_reads(teachers, tmp_path, here, mon
     load, reads, t = datasets.load_data, [], teachers/'0.pt'
     monkeypatch.setattr(datasets, 'load_data', lambda *a: reads.append(a) or load(*a))
     train = 'run `pca-nb train-teacher digits --test TEST --out teacher.pt`'
-    refused = (('sre2l', (), f'sre2l needs a trained network: {train}'), ('gvbsm', (), f'gvbsm needs trained networks: {train}'),
+    refused = (('sre2l', (), f'sre2l needs a trained network: {train}'),
+               ('gvbsm', (), f'gvbsm needs trained networks: {train}'),
                ('rded', (), 'rded needs a trained network'), ('pca', ('--teacher', t), 'pca needs no trained network'),
                ('sre2l', ('--teacher', f'{t},{t}'), '2 trained networks given, sre2l needs one'),
                ('pca-crop-nll-other', ('--teacher', f'{t},{t}'), '2 trained networks given'),
@@ -309,7 +319,8 @@ def test_the_scoring_network_is_judged(tmp_path, here, capsys):
     "How often it was right is said; one that learned nothing is warned of."
     from pca_nb.cli_images import say_accuracy
     assert 'the network was right in' in here('score', 'digits', '--epochs', 2, '--out', tmp_path/'s.npz', *CPU)
-    labels, right = torch.tensor([0]*6+[1]*4), torch.tensor([2.]*6+[0.]*4)
+    labels = torch.tensor([0]*6+[1]*4)
+    right = torch.tensor([2.]*6+[0.]*4)
     say_accuracy(Dynamics(dict(correct=right), 2, 2, {}), labels)
     assert 'rank noise' in capsys.readouterr().err
     say_accuracy(Dynamics(dict(correct=right+torch.tensor([0.]*6+[2.]*4)), 2, 2, {}), labels)
@@ -323,10 +334,12 @@ def test_several_teachers_or_a_line_about_it(teachers, tmp_path, here):
     here(*compressing('random', s))
 
     def soft(recipe, files):
-        return here('evaluate', s, '--test', 'digits', '--recipe', recipe, '--teacher', files, '--seeds', 1, '--epochs', 2, *CPU)
+        return here('evaluate', s, '--test', 'digits', '--recipe', recipe, '--teacher', files, '--seeds', 1,
+                    '--epochs', 2, *CPU)
 
     def row(text): return re.search(r'│ 0 │[^└]*', text)[0]
-    both, one = soft('gvbsm', two), soft('gvbsm', t)
+    both = soft('gvbsm', two)
+    one = soft('gvbsm', t)
     assert line not in both and line not in soft('soft', t) and f'gvbsm: {line}' in one
     assert both.count('Teacher(convnet2-w32') == 2 and one.count('Teacher(convnet2-w32') == 1
     assert row(both) != row(one)

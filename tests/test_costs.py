@@ -25,22 +25,28 @@ FULL = load_data('digits')
 TINY = dict(arch='convnet2-w32', size=16, batch=8, steps=3, classes=10, device='cpu')
 
 
-def live(classes=10): return TeacherLabels(Teacher(make_model('convnet2-w32', classes, 16, 3), 'convnet2-w32', 16, stats=FULL.stats))
+def live(classes=10):
+    return TeacherLabels(Teacher(make_model('convnet2-w32', classes, 16, 3), 'convnet2-w32', 16, stats=FULL.stats))
 
 
 def event(name, start, ms, mb=0, own=None, gpu=0, device='CPU'):
     "What torch's profiler says of a stretch: microseconds and bytes"
     own = mb if own is None else own
-    return SimpleNamespace(name=name, device_type=getattr(torch.autograd.DeviceType, device), time_range=SimpleNamespace(start=1e3*start, end=1e3*(start+ms)),
-                           cpu_time_total=1e3*ms, self_cpu_time_total=1e3*ms, cpu_memory_usage=mb*2**20, self_cpu_memory_usage=own*2**20,
-                           device_time_total=1e3*gpu, self_device_time_total=1e3*gpu, device_memory_usage=0, self_device_memory_usage=0)
+    return SimpleNamespace(name=name, device_type=getattr(torch.autograd.DeviceType, device),
+                           time_range=SimpleNamespace(start=1e3*start, end=1e3*(start+ms)),
+                           cpu_time_total=1e3*ms, self_cpu_time_total=1e3*ms, cpu_memory_usage=mb*2**20,
+                           self_cpu_memory_usage=own*2**20,
+                           device_time_total=1e3*gpu, self_device_time_total=1e3*gpu, device_memory_usage=0,
+                           self_device_memory_usage=0)
 
 
 def batch(at, write):
     "A batch that begins at `at` ms: 1 to the device, 2 of views, 3 of the teacher, `write`, and nothing named for another 4"
     named = [('to the device', 0, 1), ('crop and flip', 1, 2), ('teacher', 3, 3), ('write', 6, write)]
-    return [*(event(f'labels: {n}', at+t, ms, mb=5, own=0) for n, t, ms in named), event('aten::copy_', at+.1, .5, mb=5),
-            event('aten::rand', at+6+write, 1, mb=2, gpu=.25), event('[memory]', at+6+write+2, 0, mb=-22), event('labels: write', at+6, 50, device='CUDA')]
+    return [*(event(f'labels: {n}', at+t, ms, mb=5, own=0) for n, t, ms in named),
+            event('aten::copy_', at+.1, .5, mb=5),
+            event('aten::rand', at+6+write, 1, mb=2, gpu=.25), event('[memory]', at+6+write+2, 0, mb=-22),
+            event('labels: write', at+6, 50, device='CUDA')]
 
 
 def test_operations_of_made_up_events():
@@ -50,15 +56,18 @@ def test_operations_of_made_up_events():
         at += 6+w+4
     f = costs._operations(SimpleNamespace(events=lambda: events[::-1]), 3, device=True).set_index('operation')
     assert f.index.tolist() == list(OPERATIONS)
-    assert f.cpu_ms.to_dict() == pytest.approx({'to the device': 1, 'crop and flip': 2, 'mix': 0, 'teacher': 3, 'to the CPU': 0, 'encode': 0, 'write': 7, 'other': 4})
+    assert f.cpu_ms.to_dict() == pytest.approx({'to the device': 1, 'crop and flip': 2, 'mix': 0, 'teacher': 3,
+                                                'to the CPU': 0, 'encode': 0, 'write': 7, 'other': 4})
     assert f.loc['write', ['low', 'high']].tolist() == pytest.approx([5, 9])
     assert f.cpu_mb[['to the device', 'mix', 'other']].tolist() == pytest.approx([5, 0, 5+2-22-4*5])
-    assert f.device_ms[['write', 'other']].tolist() == pytest.approx([0, .25])   # the stretch on the device itself is not counted again
+    # the stretch on the device itself is not counted again
+    assert f.device_ms[['write', 'other']].tolist() == pytest.approx([0, .25])
     assert 'device_ms' not in costs._operations(SimpleNamespace(events=lambda: events), 3)
 
 
 def test_every_part_of_a_batch_is_named_once_and_in_order(tmp_path):
-    recipe, data = replace(SOFT, batch=16, epochs=2), FULL[torch.arange(40)]
+    recipe = replace(SOFT, batch=16, epochs=2)
+    data = FULL[torch.arange(40)]
     for write in (write_labels, write_fkd):
         p = costs.profile_of(lambda: write(tmp_path/write.__name__, data, recipe, live(), device='cpu'))
         named = sorted((e.time_range.start, e.name) for e in p.events() if e.name.startswith('labels: '))
@@ -75,27 +84,32 @@ def test_a_slow_writer_and_a_slow_teacher_are_found(monkeypatch):
 
 
 def test_a_profiled_store_has_the_same_bytes(tmp_path):
-    recipe, data = replace(SOFT, batch=16, epochs=2), FULL[torch.arange(40)]
+    recipe = replace(SOFT, batch=16, epochs=2)
+    data = FULL[torch.arange(40)]
     def content(p): return {f.name: hashlib.sha1(f.read_bytes()).hexdigest() for f in p.iterdir()}
     plain = write_labels(tmp_path/'a', data, recipe, live(), device='cpu')
     costs.profile_of(lambda: write_labels(tmp_path/'b', data, recipe, live(), device='cpu'), profile_memory=True)
     assert content(plain) == content(tmp_path/'b')
 
 
-@pytest.mark.parametrize('views', [dict(mix='cutmix'), dict(mix='mixup', crop_scale=None), dict(mix='cutout', flip=0.), dict(mix='cutmix', mix_prob=.5), dict(mix='cutmix', patches='extract')], ids=str)
+@pytest.mark.parametrize('views', [dict(mix='cutmix'), dict(mix='mixup', crop_scale=None), dict(mix='cutout', flip=0.),
+                                   dict(mix='cutmix', mix_prob=.5), dict(mix='cutmix', patches='extract')], ids=str)
 def test_the_archives_hold_what_the_store_holds(tmp_path, views):
     g = generator(0)
-    data = combine(FULL, assign_to_cells(random_balanced(torch.zeros(len(FULL)), FULL.labels, FULL.classes, 16, g), 10, 2, g), 'lsq') if 'patches' in views else FULL[torch.arange(40)]
+    data = combine(FULL, assign_to_cells(random_balanced(torch.zeros(len(FULL)), FULL.labels, FULL.classes, 16, g), 10,
+                                         2, g), 'lsq') if 'patches' in views else FULL[torch.arange(40)]
     recipe = replace(SOFT, batch=16, epochs=2, augment=AugmentCfg(**dict(crop_scale=(.3, 1.)) | views))
     kept = StoredLabels(write_labels(tmp_path/'s', data, recipe, live(), device='cpu'), data)
     write_fkd(tmp_path/'f', data, recipe, live(), 'cpu')
     for i, (e, b) in enumerate(kept.where.tolist()):
         coords, flip, partner, lam, (t, l, bottom, right), z = torch.load(tmp_path/'f'/f'epoch_{e}'/f'batch_{b}.tar')
         _, view, ours = kept.step(i)
-        assert torch.equal((coords*torch.tensor([*data.size, *data.size])).round().long(), view.box) and torch.equal(z.float(), ours)
+        assert torch.equal((coords*torch.tensor([*data.size, *data.size])).round().long(),
+                           view.box) and torch.equal(z.float(), ours)
         assert torch.equal(flip, view.flip) and torch.equal(partner, view.mix.partner) and lam == view.mix.lam[0].item()
         assert [t, l, bottom-t, right-l] == view.mix.box[0].tolist()
-        assert (coords.dtype, flip.dtype, partner.dtype, z.dtype) == (torch.float32, torch.bool, torch.int64, torch.float16)
+        assert (coords.dtype, flip.dtype, partner.dtype, z.dtype) == (torch.float32, torch.bool, torch.int64,
+                                                                      torch.float16)
     assert i+1 == len(list((tmp_path/'f').rglob('*.tar')))
 
 
@@ -109,7 +123,8 @@ def test_an_archive_is_as_large_as_theirs(tmp_path):
     assert sum(f.stat().st_size for f in kept.glob('*.npy')) < fkd_bytes(128, 1000)
 
 
-@pytest.mark.parametrize('views', [dict(mix='none'), dict(mix='cutmix', mix_per='image'), dict(mix='cutmix', patches='shuffle')], ids=str)
+@pytest.mark.parametrize('views', [dict(mix='none'), dict(mix='cutmix', mix_per='image'),
+                                   dict(mix='cutmix', patches='shuffle')], ids=str)
 def test_what_an_archive_cannot_hold(tmp_path, views):
     with pytest.raises(ValueError, match='one mixing for the whole batch'):
         write_fkd(tmp_path/'f', FULL[torch.arange(16)], replace(SOFT, augment=AugmentCfg(**views)), live(), 'cpu')
@@ -124,7 +139,8 @@ def test_nothing_to_profile(wrong):
 def test_memory_of_a_convolution():
     "Input, output of the ReLU and its gradient are alive together; oneDNN may want room beside them, but not as much again"
     conv = nn.Conv2d(16, 24, 3, padding=1).to(memory_format=torch.channels_last)
-    def backwards(n): conv(torch.zeros(n, 16, 20, 20).contiguous(memory_format=torch.channels_last)).relu().sum().backward()
+    def backwards(n):
+        conv(torch.zeros(n, 16, 20, 20).contiguous(memory_format=torch.channels_last)).relu().sum().backward()
     backwards(2)
     an_image = (peak_memory(lambda: backwards(48), 'cpu')-peak_memory(lambda: backwards(16), 'cpu'))/32
     assert (16+24+24)*400*4 <= an_image < 2*(16+24+24)*400*4

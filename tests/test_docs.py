@@ -148,12 +148,14 @@ def anchors(path):
     "What a link may name on a notebook's page: its headings, as Jupyter writes them, and what it exports"
     heads = re.findall(r'^#+ +(.+?) *$', '\n'.join(sources(path, 'markdown')), re.M)
     code = '\n'.join(s for s in sources(path, 'code') if re.match(r'#\| *export\b', s))
-    return {h.replace(' ', '-') for h in heads} | {n for n in re.findall(r'^(?:def|class) (\w+)', code, re.M) if n[0] != '_'}
+    return {h.replace(' ', '-') for h in heads} | {n for n in re.findall(r'^(?:def|class) (\w+)', code, re.M)
+                                                   if n[0] != '_'}
 
 
 def test_links_between_committed_notebooks_resolve():
     dead = []
-    for p in (p for p in (root/'nbs').rglob('*.ipynb') if not any(q.startswith(('_', '.')) for q in p.relative_to(root).parts)):
+    for p in (p for p in (root/'nbs').rglob('*.ipynb')
+              if not any(q.startswith(('_', '.')) for q in p.relative_to(root).parts)):
         text = re.sub(r'^```.*?^```', '', '\n\n'.join(sources(p, 'markdown')), flags=re.M | re.S)
         for link in re.findall(r'\]\((?!\w+:)([^)\s]+)\)', text):
             url = urlsplit(unquote(link))

@@ -32,14 +32,18 @@ def net():
     return n
 
 
-def same(a, b, tol=1e-6): return torch.allclose(a.sums[:5], b.sums[:5], atol=tol) and torch.allclose(a.whole, b.whole, atol=tol)
+def same(a, b, tol=1e-6):
+    return torch.allclose(a.sums[:5], b.sums[:5], atol=tol) and torch.allclose(a.whole, b.whole, atol=tol)
 
 
 def test_a_chunk_does_not_depend_on_what_follows(full, net):
     few, more = (crop_stats(full[torch.arange(n)], net, n_crops=3, seed=1) for n in (CHUNK, CHUNK+40))
     assert same(few, more[torch.arange(CHUNK)])
-    twice = crop_stats(full[torch.arange(2*CHUNK)%CHUNK], net, n_crops=3, seed=1) # the same images again, in the next chunk
-    assert torch.allclose(twice.whole[:, :CHUNK], twice.whole[:, CHUNK:]) and not torch.allclose(twice.sums[0, :CHUNK], twice.sums[0, CHUNK:], atol=1e-6)
+    # the same images again, in the next chunk
+    twice = crop_stats(full[torch.arange(2*CHUNK)%CHUNK], net, n_crops=3, seed=1)
+    assert torch.allclose(twice.whole[:, :CHUNK], twice.whole[:, CHUNK:]) and not torch.allclose(twice.sums[0, :CHUNK],
+                                                                                                 twice.sums[0, CHUNK:],
+                                                                                                 atol=1e-6)
 
 
 def test_images_read_on_demand_give_the_same(full, net):
@@ -52,7 +56,8 @@ def test_images_read_on_demand_give_the_same(full, net):
 
 def test_single_changes_are_what_the_sums_sum(full, net):
     s = full[torch.arange(CHUNK-9, CHUNK+11)]
-    d, c = crop_changes(s, net, (.2, .6), 5, seed=2), crop_stats(s, net, (.2, .6), 5, seed=2)
+    d = crop_changes(s, net, (.2, .6), 5, seed=2)
+    c = crop_stats(s, net, (.2, .6), 5, seed=2)
     assert torch.allclose(d.sum(1), c.sums[:2], atol=1e-9) and torch.equal((d > 0).sum(1).double(), c.sums[5:7])
 
 
@@ -83,13 +88,15 @@ def test_a_set_has_no_advantage_over_itself(full, net):
 def test_a_pair_of_crops_shares_its_draw(full, net):
     c = crop_twice(full[torch.arange(40)], net, (.3, .3), 4, (1., 1.))
     assert torch.equal(c['twice'].whole, c['placed'].whole)
-    assert not torch.allclose(c['nested'].sums, c['placed'].sums) and not torch.allclose(c['nested'].sums, c['twice'].sums)
+    assert not torch.allclose(c['nested'].sums, c['placed'].sums) and not torch.allclose(c['nested'].sums,
+                                                                                         c['twice'].sums)
 
 
 def test_stored_rows_are_complete_and_possible():
     rows = [json.loads(l) for l in (RESULTS/'entropy.jsonl').read_text().splitlines()]
     crops = [r for r in rows if r['what'] in ('crops', 'twice')]
-    names = [tuple(r.get(k) for k in ('what', 'data', 'net', 'seed', 'score', 'subset', 'ipc', 'low', 'look')) for r in crops]
+    names = [tuple(r.get(k) for k in ('what', 'data', 'net', 'seed', 'score', 'subset', 'ipc', 'low', 'look'))
+             for r in crops]
     assert len(set(names)) == len(names)
     for r in crops:
         assert all(0 <= r[k] <= 1 for k in ('p_nll', 'p_entropy', 'concordant')) and r['low'] in MIN_AREAS

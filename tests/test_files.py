@@ -14,7 +14,8 @@ from pca_nb.datasets import _DEBIAN, load_data
 def composites():
     "Eleven classes whose names do not sort as numbers do"
     x = torch.randint(256, (33, 3, 12, 12), generator=generator(0)).to(torch.uint8)
-    return ImageSet(x, torch.arange(33) // 3, [str(i) for i in range(11)], torch.arange(33 * 4).view(33, 4), 2, 'toy/pca', ((.1, .2, .3), (.4, .5, .6)))
+    return ImageSet(x, torch.arange(33) // 3, [str(i) for i in range(11)], torch.arange(33 * 4).view(33, 4), 2,
+                    'toy/pca', ((.1, .2, .3), (.4, .5, .6)))
 
 
 def same(a, b):
@@ -23,7 +24,8 @@ def same(a, b):
 
 
 def test_three_doors(composites, tmp_path):
-    for p in (save_folder(composites, tmp_path/'f'), save_parquet(composites, tmp_path/'p.parquet'), save_npz(composites, tmp_path/'n')):
+    for p in (save_folder(composites, tmp_path/'f'), save_parquet(composites, tmp_path/'p.parquet'),
+              save_npz(composites, tmp_path/'n')):
         same(load_data(p), composites)
 
 
@@ -39,13 +41,15 @@ def test_rethinkdcs_reader(composites, tmp_path, ipc):
     d = reader(str(save_folder(composites, tmp_path/'f')/'images'), image_number=ipc)
     keep = torch.cat([(composites.labels == c).nonzero()[:ipc, 0] for c in range(11)])
     assert [y for _, y in d] == composites.labels[keep].tolist()
-    assert np.array_equal(np.stack([np.asarray(im) for im, _ in d]), composites.images[keep].permute(0, 2, 3, 1).numpy())
+    assert np.array_equal(np.stack([np.asarray(im) for im, _ in d]),
+                          composites.images[keep].permute(0, 2, 3, 1).numpy())
 
 
 def test_hugging_faces_reader(composites, tmp_path, monkeypatch):
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     datasets = pytest.importorskip('datasets')
-    d = datasets.load_dataset('parquet', data_files=str(save_parquet(composites, tmp_path/'p.parquet')), cache_dir=str(tmp_path/'cache'))['train']
+    d = datasets.load_dataset('parquet', data_files=str(save_parquet(composites, tmp_path/'p.parquet')),
+                              cache_dir=str(tmp_path/'cache'))['train']
     assert d.features['label'].names == list(composites.classes)
     assert d['label'][:] == composites.labels.tolist() and d['index'][:] == composites.index.tolist()
     assert np.array_equal(np.asarray(d[7]['image']), composites.images[7].permute(1, 2, 0).numpy())
@@ -86,5 +90,6 @@ def test_tiny_imagenet_layout(tmp_path, monkeypatch):
     (root/'val'/'images').mkdir(parents=True)
     Image.new('RGB', (64, 64), (99,) * 3).save(root/'val'/'images'/'val_0.JPEG')
     (root/'val'/'val_annotations.txt').write_text('val_0.JPEG\tn02\t0\t0\t62\t62\n')
-    tr, te = _tiny('train', 64, 1.), _tiny('test', 64, 1.)
+    tr = _tiny('train', 64, 1.)
+    te = _tiny('test', 64, 1.)
     assert tr.classes == te.classes == ('n01', 'n02') and te.labels.tolist() == [1] and int(tr.images[1, 0, 0, 0]) == 20

@@ -16,8 +16,10 @@ root = Path(__file__).resolve().parents[1]
 chromium = shutil.which('chromium')
 sync_api = pytest.importorskip('playwright.sync_api', reason="no playwright: pip install 'pca_nb[dev]'")
 pytestmark = pytest.mark.skipif(not chromium, reason='no chromium: apt-get install -y --no-install-recommends chromium')
-FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync']
-HOMES = 'JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'JUPYTERLAB_SETTINGS_DIR', 'JUPYTERLAB_WORKSPACES_DIR', 'IPYTHONDIR'
+FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
+         '--disable-component-update', '--disable-sync']
+HOMES = ('JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'JUPYTERLAB_SETTINGS_DIR',
+         'JUPYTERLAB_WORKSPACES_DIR', 'IPYTHONDIR')
 QUIET = 'Failed to load resource', 'favicon' # of JupyterLab's own: an optional file that is not there
 
 
@@ -26,7 +28,8 @@ def lab(tmp_path_factory):
     "The address of a JupyterLab with its own settings and a copy of the notebooks"
     tmp = tmp_path_factory.mktemp('lab')
     shutil.copytree(root/'nbs', tmp/'nbs', ignore=shutil.ignore_patterns('.*'))
-    env = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'MPLBACKEND')} | {n: str(tmp/n.lower()) for n in HOMES}
+    env = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'MPLBACKEND')} | {n: str(tmp/n.lower())
+                                                                                         for n in HOMES}
     labconfig = tmp/'jupyter_config_dir'/'labconfig'
     labconfig.mkdir(parents=True)
     (labconfig/'page_config.json').write_text(json.dumps({'disabledExtensions': {'@jupyterlab/apputils-extension:announcements': True}}))
@@ -34,8 +37,10 @@ def lab(tmp_path_factory):
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
     with open(tmp/'lab.log', 'w') as log:
-        proc = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0',
-                                 '--IdentityProvider.token=test', f"--ServerApp.root_dir={tmp/'nbs'}", '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate'],
+        proc = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1',
+                                 f'--port={port}', '--ServerApp.port_retries=0',
+                                 '--IdentityProvider.token=test', f"--ServerApp.root_dir={tmp/'nbs'}",
+                                 '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate'],
                                 env=env, stdout=log, stderr=log)
     try:
         for _ in range(600):
@@ -54,7 +59,8 @@ def lab(tmp_path_factory):
 @pytest.fixture(scope='module')
 def browser(tmp_path_factory):
     with sync_api.sync_playwright() as p:
-        ctx = p.chromium.launch_persistent_context(str(tmp_path_factory.mktemp('profile')), executable_path=chromium, headless=True, args=FLAGS, viewport=dict(width=1280, height=1000))
+        ctx = p.chromium.launch_persistent_context(str(tmp_path_factory.mktemp('profile')), executable_path=chromium,
+                                                   headless=True, args=FLAGS, viewport=dict(width=1280, height=1000))
         yield ctx
         ctx.close()
 
@@ -66,7 +72,8 @@ class Notebook:
         address, root = lab
         self.page, self.name, self.file, self.shots, self.odd = browser.new_page(), name, root/name, shots, []
         self.page.set_default_timeout(90_000)
-        self.page.on('console', lambda m: m.type == 'error' and not any(q in m.text for q in QUIET) and self.odd.append(m.text))
+        self.page.on('console', lambda m: m.type == 'error' and not any(q in m.text for q in QUIET)
+                     and self.odd.append(m.text))
         self.page.on('pageerror', lambda e: self.odd.append(str(e)))
         self.page.goto(address % name)
         self.idle()
@@ -84,7 +91,8 @@ class Notebook:
             self.idle()
             self.page.keyboard.press('Control+s')
             self.page.wait_for_timeout(500)
-            code = [c for c in json.loads(self.file.read_text())['cells'] if c['cell_type'] == 'code' and ''.join(c['source']).strip()]
+            code = [c for c in json.loads(self.file.read_text())['cells'] if c['cell_type'] == 'code'
+                    and ''.join(c['source']).strip()]
             if all(c['execution_count'] for c in code):
                 break
             assert time.monotonic() < end, f"{self.name}: {sum(not c['execution_count'] for c in code)} of {len(code)} cells have not run"
@@ -103,7 +111,8 @@ class Notebook:
 
     def first_picture(self):
         "Seconds from the end of the board's cell to its picture; none or less if it was there before"
-        return self.page.wait_for_function('() => window.seen.picture && window.seen.end && [window.seen.picture-window.seen.end]').json_value()[0]/1000
+        return self.page.wait_for_function('() => window.seen.picture && window.seen.end && '
+                                           '[window.seen.picture-window.seen.end]').json_value()[0]/1000
 
     def drawn(self, n):
         "Wait for the n-th picture; how long that took, and what the kernel says."
@@ -112,8 +121,10 @@ class Notebook:
         return time.perf_counter()-t, self.page.locator('.pca-now').inner_text()
 
     def source(self): return self.page.locator('.pca-brush img').get_attribute('src')
-    def redrawn(self, before): self.page.wait_for_function('b => document.querySelector(".pca-brush img").src != b', arg=before)
-    def errors(self): return self.page.locator('.jp-RenderedText[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
+    def redrawn(self, before):
+        self.page.wait_for_function('b => document.querySelector(".pca-brush img").src != b', arg=before)
+    def errors(self):
+        return self.page.locator('.jp-RenderedText[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
 
     def drag(self, x0, y0, x1, y1):
         "From one place of the picture to another, in shares of its width and height"
@@ -128,7 +139,8 @@ class Notebook:
 
     def slide(self, k, key=None):
         "Move the k-th slider handle by a key, or with the mouse; how long until the picture has changed."
-        src, handle = self.source(), self.page.locator('.widget-slider .noUi-handle').nth(k)
+        src = self.source()
+        handle = self.page.locator('.widget-slider .noUi-handle').nth(k)
         handle.scroll_into_view_if_needed()
         box = handle.bounding_box()
         x, y = box['x']+box['width']/2, box['y']+box['height']/2
@@ -157,7 +169,9 @@ class Notebook:
 
     def fits(self):
         "Nothing is wider than the notebook"
-        return self.page.evaluate("(() => { const p = document.querySelector('.jp-WindowedPanel-outer') || document.querySelector('.jp-Notebook'); return p.scrollWidth <= p.clientWidth+1 })()")
+        return self.page.evaluate("(() => { const p = document.querySelector('.jp-WindowedPanel-outer') || "
+                                  "document.querySelector('.jp-Notebook'); return p.scrollWidth <= p.clientWidth+1 "
+                                  "})()")
 
 
 @pytest.fixture
@@ -188,20 +202,25 @@ def test_a_board_answers_keys_and_mouse(board, open_notebook):
     n = open_notebook(f'dashboards/{board}.ipynb')
     n.watch()
     n.run()
-    says_drawn, first = n.drawn(1)[1], n.first_picture()
-    n.finish()                                                   # the cells after the board keep the kernel busy for a moment
+    says_drawn = n.drawn(1)[1]
+    first = n.first_picture()
+    # the cells after the board keep the kernel busy for a moment
+    n.finish()
     key = n.slide(slider, 'ArrowRight')
     n.drawn(2)
     mouse = n.slide(slider)
     n.drawn(3)
-    print(f'\n{board}: first picture {says_drawn}, on the page {first:+.2f} s after its cell; key answered in {key:.2f} s, mouse in {mouse:.2f} s', end='')
+    print(f'\n{board}: first picture {says_drawn}, on the page {first:+.2f} s after its cell; key answered in '
+          f'{key:.2f} s, mouse in {mouse:.2f} s', end='')
     if drag:
-        src, t = n.source(), time.perf_counter()
+        src = n.source()
+        t = time.perf_counter()
         n.drag(*drag)
         n.redrawn(src)
         print(f', frame in {time.perf_counter()-t:.2f} s', end='')
         n.drawn(4)
-        n.page.locator('.jp-Accordion, .widget-accordion, .jupyter-widget-Collapse-header, .p-Collapse-header, .lm-Widget >> text=copy as code').last.click()
+        n.page.locator('.jp-Accordion, .widget-accordion, .jupyter-widget-Collapse-header, .p-Collapse-header, '
+                       '.lm-Widget >> text=copy as code').last.click()
         assert says in n.page.locator('.jupyter-widgets textarea').last.input_value()
         n.page.locator('.pca-brush').focus()
         n.page.keyboard.press('Escape')
@@ -214,7 +233,7 @@ def test_a_board_answers_keys_and_mouse(board, open_notebook):
 
 def test_a_grid_is_started_watched_and_stopped(open_notebook):
     n = open_notebook('dashboards/b4_runs.ipynb')
-    says = lambda text: n.page.wait_for_selector(f'.pca-now:has-text("{text}")')
+    def says(text): return n.page.wait_for_selector(f'.pca-now:has-text("{text}")')
     n.run()
     says('0 of 1 rows')
     src = n.source()

@@ -64,14 +64,18 @@ def start(n_processes, out, n=321, arch='convnet2-w32', mix='none', dies=-1, epo
     "Run the job in one process or under torchrun."
     out.mkdir(parents=True, exist_ok=True)
     (out/'job.py').write_text(JOB)
-    how = [Path(sys.executable).parent/'torchrun', '--nproc-per-node', str(n_processes), '--master-port', '0', '--rdzv-backend', 'c10d', '--rdzv-endpoint', 'localhost:0'] if n_processes > 1 else [sys.executable]
-    return subprocess.run([*how, out/'job.py', out, str(n), arch, mix, str(dies), str(epochs)], capture_output=True, text=True, env=os.environ | dict(CI='1', OMP_NUM_THREADS='1'))
+    how = [Path(sys.executable).parent/'torchrun', '--nproc-per-node', str(n_processes), '--master-port', '0',
+           '--rdzv-backend', 'c10d', '--rdzv-endpoint', 'localhost:0'] if n_processes > 1 else [sys.executable]
+    return subprocess.run([*how, out/'job.py', out, str(n), arch, mix, str(dies), str(epochs)], capture_output=True,
+                          text=True, env=os.environ | dict(CI='1', OMP_NUM_THREADS='1'))
 
 
 def outcome(out): return torch.load(out/'net.pt', weights_only=True), json.loads((out/'log.json').read_text())
 
 
-@pytest.mark.parametrize('arch,mix,n,epochs,tol', [('convnet2-w32', 'none', 65, 1, 1e-5), ('convnet3', 'cutmix', 131, 1, 1e-5), ('convnet2-w32', 'none', 330, 4, 1e-2)])
+@pytest.mark.parametrize('arch,mix,n,epochs,tol', [('convnet2-w32', 'none', 65, 1, 1e-5),
+                                                   ('convnet3', 'cutmix', 131, 1, 1e-5),
+                                                   ('convnet2-w32', 'none', 330, 4, 1e-2)])
 def test_two_processes_train_and_score_as_one(arch, mix, n, epochs, tol, tmp_path):
     """Weights, losses, metrics and every score agree: to rounding after a few steps (with 65 images the second step has one
     image, and one process none), and to what 24 steps of training make of rounding."""
@@ -104,18 +108,22 @@ for epochs in (1, 3):
     still = replace(RECIPES['ccs'], epochs=epochs, batch=50, lr=1e-30, lr_min=0., augment=AugmentCfg(crop_scale=None, flip=0.))
     record_dynamics(load_data('digits')[torch.arange(203)], ScoringCfg('convnet3', still, el2n_epochs=9), f'{sys.argv[1]}/{epochs}.npz', 'cpu')
 ''')
-    r = subprocess.run([Path(sys.executable).parent/'torchrun', '--nproc-per-node', '2', '--rdzv-backend', 'c10d', '--rdzv-endpoint', 'localhost:0', tmp_path/'job.py', tmp_path],
+    r = subprocess.run([Path(sys.executable).parent/'torchrun', '--nproc-per-node', '2', '--rdzv-backend', 'c10d',
+                        '--rdzv-endpoint', 'localhost:0', tmp_path/'job.py', tmp_path],
                        capture_output=True, text=True, env=os.environ | dict(CI='1', OMP_NUM_THREADS='1'))
     assert r.returncode == 0, r.stderr[-3000:]
     one, three = (read_dynamics(tmp_path/f'{k}.npz') for k in (1, 3))
-    for k in ('el2n', 'margin', 'logit_margin', 'correct'): assert torch.allclose(3*one.sums[k], three.sums[k], atol=1e-4), k
+    for k in ('el2n', 'margin', 'logit_margin', 'correct'):
+        assert torch.allclose(3*one.sums[k], three.sums[k], atol=1e-4), k
     assert (one.sums['el2n'] > .1).all() and (three.sums['forgotten'] == 0).all()
 
 
 def test_a_dead_process_ends_the_job_and_leaves_a_checkpoint(tmp_path, tally):
     "kill -9 of the second process in epoch 2: the job fails and says why; the same command goes on and ends as if nothing had been."
     r = start(2, tmp_path/'a', dies=2)
-    assert r.returncode != 0 and 'two: ' in r.stderr and ('another process of the job is gone, in epoch 2 of 4' in r.stderr or 'stopped in epoch 2 of 4' in r.stderr), r.stderr[-3000:]
+    assert (r.returncode != 0 and 'two: ' in r.stderr
+            and ('another process of the job is gone, in epoch 2 of 4' in r.stderr
+                 or 'stopped in epoch 2 of 4' in r.stderr)), r.stderr[-3000:]
     assert 'run it again to go on from' in r.stderr
     saved = torch.load(tmp_path/'a'/'run.pt', weights_only=True)
     assert len(saved['log']) == 2
@@ -123,14 +131,16 @@ def test_a_dead_process_ends_the_job_and_leaves_a_checkpoint(tmp_path, tally):
         r = start(2, tmp_path/out, dies=-2)
         assert r.returncode == 0, r.stderr[-3000:]
     (one, log1), (two, log2) = (outcome(tmp_path/k) for k in 'ab')
-    with tally.one('kill -9 of one process of a torchrun job'): assert log1['loss'] == log2['loss'] and all(torch.equal(one[k], two[k]) for k in one)
+    with tally.one('kill -9 of one process of a torchrun job'):
+        assert log1['loss'] == log2['loss'] and all(torch.equal(one[k], two[k]) for k in one)
 
 
 def test_shares_cover_a_batch():
     for n in range(0, 9):
         for world in range(1, 5):
             e = shard_bounds(n, world)
-            assert e[0] == 0 and e[-1] == n and max(b-a for a, b in zip(e, e[1:]))-min(b-a for a, b in zip(e, e[1:])) <= 1
+            assert (e[0] == 0 and e[-1] == n
+                    and max(b-a for a, b in zip(e, e[1:]))-min(b-a for a, b in zip(e, e[1:])) <= 1)
 
 
 def test_a_grid_under_torchrun_is_refused(tmp_path, monkeypatch):
@@ -141,7 +151,8 @@ def test_a_grid_under_torchrun_is_refused(tmp_path, monkeypatch):
 
 
 # ---- grids ----
-def made(path): return {r['key']: {k: v for k, v in r.items() if k not in ('seconds', 'check')} for r in ResultStore(path).all()}
+def made(path):
+    return {r['key']: {k: v for k, v in r.items() if k not in ('seconds', 'check')} for r in ResultStore(path).all()}
 
 
 @pytest.fixture(scope='module')
@@ -187,11 +198,15 @@ def test_dask_makes_the_same_rows_and_survives_a_killed_worker(tmp_path, alone, 
     "Two worker processes; the nanny starts the dead one again and its runs are made there."
     distributed = pytest.importorskip('distributed', reason="Dask is an optional extra: pip install 'pca_nb[dask]'")
     import threading
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, distributed.Client(cluster) as client:
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1,
+                                  dashboard_address=None) as cluster, distributed.Client(cluster) as client:
         client.run(torch.set_num_threads, 1)
-        run_grid(victim.GRID, ResultStore(tmp_path/'a.jsonl'), tmp_path/'a', executor=client.get_executor(), device='cpu')
+        run_grid(victim.GRID, ResultStore(tmp_path/'a.jsonl'), tmp_path/'a', executor=client.get_executor(),
+                 device='cpu')
         assert made(tmp_path/'a.jsonl') == alone
-        pids, got, rows = [w['pid'] for w in client.run(lambda: dict(pid=os.getpid())).values()], {}, ResultStore(tmp_path/'b.jsonl')
+        pids = [w['pid'] for w in client.run(lambda: dict(pid=os.getpid())).values()]
+        got = {}
+        rows = ResultStore(tmp_path/'b.jsonl')
         killer = threading.Thread(target=lambda: got.update(before=kill_one(pids, rows.path)))
         killer.start()
         frame = run_grid(LONG, rows, tmp_path/'b', executor=client.get_executor(), device='cpu')

@@ -63,7 +63,8 @@ print(json.dumps(out))
 
 def test_mutated_files_are_read_or_named(slow, tally):
     "Bit flips, truncations, junk, other file types' heads, and sizes from one pixel to 2³¹ in nine formats."
-    r = subprocess.run([sys.executable, '-c', READ, '1600' if slow else '240', '0'], capture_output=True, text=True, timeout=900, env=os.environ | dict(CI='1'))
+    r = subprocess.run([sys.executable, '-c', READ, '1600' if slow else '240', '0'], capture_output=True, text=True,
+                       timeout=900, env=os.environ | dict(CI='1'))
     assert r.returncode == 0, r.stderr[-3000:]
     out = json.loads(r.stdout.splitlines()[-1])
     tally.count('image files mutated', out['files'], out['files']-out['read']-out['named'])
@@ -78,10 +79,15 @@ def test_a_huge_image_in_a_folder_is_named(tmp_path):
     from pca_nb.reference_loop import photos
     from pca_nb.files import save_folder
     root = save_folder(photos(20, 24), tmp_path/'s')/'images'
-    chunk = lambda kind, body: struct.pack('>I', len(body))+kind+body+struct.pack('>I', zlib.crc32(kind+body))
-    (root/'0'/'bomb.png').write_bytes(b'\x89PNG\r\n\x1a\n'+chunk(b'IHDR', struct.pack('>IIBBBBB', 30_000, 30_000, 8, 2, 0, 0, 0))+chunk(b'IDAT', zlib.compress(bytes(10**6)))+chunk(b'IEND', b''))
+    def chunk(kind, body): return struct.pack('>I', len(body))+kind+body+struct.pack('>I', zlib.crc32(kind+body))
+    (root/'0'/'bomb.png').write_bytes(b'\x89PNG\r\n\x1a\n'+chunk(b'IHDR',
+                                                                 struct.pack('>IIBBBBB', 30_000, 30_000, 8, 2, 0, 0,
+                                                                             0))+chunk(b'IDAT',
+                                                                                       zlib.compress(bytes(10**6)))+chunk(b'IEND', b''))
     (tmp_path/'s'/'pca_nb.json').unlink()
-    with pytest.raises(ValueError, match=r'1 of 21 images cannot be read: .*bomb.png: .*900000000 pixels.*repair or remove'): read_folder(root)
+    with pytest.raises(ValueError,
+                       match=r'1 of 21 images cannot be read: .*bomb.png: .*900000000 pixels.*repair or remove'):
+        read_folder(root)
 
 
 def test_mutated_files_of_a_folder_are_named(tmp_path):
@@ -95,4 +101,5 @@ def test_mutated_files_of_a_folder_are_named(tmp_path):
         for i in range(6): (tmp_path/c/f'{i}.ppm').write_bytes(b'P6\n8 8\n255\n'+rng.bytes(192))
     (tmp_path/'a'/'junk.ppm').write_bytes(b'P6\nabc 8\n255\n'+rng.bytes(192))
     for resident in (True, False):
-        with pytest.raises(ValueError, match=r'1 of 13 images cannot be read: .*junk.ppm: '): read_folder(tmp_path, resident=resident)
+        with pytest.raises(ValueError, match=r'1 of 13 images cannot be read: .*junk.ppm: '):
+            read_folder(tmp_path, resident=resident)

@@ -36,14 +36,16 @@ def test_notebooks_are_clean(copy, clean_env):
 
 
 def test_readme_is_index(clean_env):
-    r = subprocess.run([sys.executable, 'tools/docs.py', 'check'], cwd=root, env=clean_env, capture_output=True, text=True)
+    r = subprocess.run([sys.executable, 'tools/docs.py', 'check'], cwd=root, env=clean_env, capture_output=True,
+                       text=True)
     assert r.returncode == 0, r.stderr
 
 
 def imports_of(module):
     "The modules of this package that a module imports, anywhere in it"
     tree = ast.parse((root/'pca_nb'/f'{module}.py').read_text(encoding='utf-8'))
-    return {n.module.split('.')[1] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and (n.module or '').startswith('pca_nb.')}
+    return {n.module.split('.')[1] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)
+            and (n.module or '').startswith('pca_nb.')}
 
 
 def test_a_room_imports_only_earlier_rooms():

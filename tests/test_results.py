@@ -34,7 +34,8 @@ def test_rows_belong_to_a_table(name):
 def test_rows_are_found_by_their_configuration(name):
     rows = ResultStore(results/name).all()
     assert [config_hash(r['cfg']) for r in rows] == [r['key'] for r in rows]
-    a = next(r for r in rows if r['seed'] == 0 and r['ipc'] == 10 and r['method'] in ('pca', 'random') and r['cfg']['recipe']['optimizer'] == 'adamw')
+    a = next(r for r in rows if r['seed'] == 0 and r['ipc'] == 10 and r['method'] in ('pca', 'random')
+             and r['cfg']['recipe']['optimizer'] == 'adamw')
     assert run_cfg(a['data'], a['method'], 10, 0, size=a['cfg']['size']).key == a['key']
 
 
@@ -56,10 +57,15 @@ def test_cifar10_orderings(better, worse):
 
 
 @pytest.mark.parametrize('table, scale, better, worse', [
-    ('t06', 'cifar10', 'el2n-easyB', 'random'), ('t06', 'cifar10', 'random', 'el2n-hardB'), ('t06', 'cifar10', 'forgetting-inf-easyB', 'forgetting-easyB'),
-    ('t07', 'imagenette', 'pca', 'pca+none'), ('t07', 'imagenette', 'tiles', 'tiles+none'), ('t07', 'imagenette', 'pca, lsq', 'pca'),
-    ('t05', 'tiny', 'el2n-easyB', 'random'), ('t07', 'cifar10', 'pca', 'pca+none'), ('t12', 'cifar10', 'pca, no crop', 'pca'),
-    ('x01-size', 'imagenette32', 'tiles, lsq', 'tiles'), ('x01-size', 'imagenette64', 'tiles, lsq', 'tiles'), ('x01-size', 'imagenette128', 'tiles, lsq', 'tiles'), ('x01-place', 'tiny10', 'el2n-rank50', 'random')])
+    ('t06', 'cifar10', 'el2n-easyB', 'random'), ('t06', 'cifar10', 'random', 'el2n-hardB'),
+                                                         ('t06', 'cifar10', 'forgetting-inf-easyB', 'forgetting-easyB'),
+    ('t07', 'imagenette', 'pca', 'pca+none'), ('t07', 'imagenette', 'tiles', 'tiles+none'),
+                                                         ('t07', 'imagenette', 'pca, lsq', 'pca'),
+    ('t05', 'tiny', 'el2n-easyB', 'random'), ('t07', 'cifar10', 'pca', 'pca+none'),
+                                                         ('t12', 'cifar10', 'pca, no crop', 'pca'),
+    ('x01-size', 'imagenette32', 'tiles, lsq', 'tiles'), ('x01-size', 'imagenette64', 'tiles, lsq', 'tiles'),
+                                                         ('x01-size', 'imagenette128', 'tiles, lsq', 'tiles'),
+                                                         ('x01-place', 'tiny10', 'el2n-rank50', 'random')])
 def test_orderings_on_photographs(table, scale, better, worse):
     "IPC 10, hard labels, width 32, every seed with a scoring run of its own"
     larger_than_both_spreads(read_table(table, scale, results, (10,)), better, worse)
@@ -78,7 +84,8 @@ def test_distilled_sets_are_what_their_networks_think_they_are():
     for r in made:
         first, last = r['made']['stat']
         assert min(r['made']['right']) >= 95 and last < first, (r['method'], r['ipc'], r['seed'])
-        if r['method'] in ('sre2l', 'cda', 'lpld'): assert last < first/5, (r['method'], r['ipc'], r['seed'], last/first)
+        if r['method'] in ('sre2l', 'cda', 'lpld'):
+            assert last < first/5, (r['method'], r['ipc'], r['seed'], last/first)
 
 
 def test_every_column_of_tables_4_and_5_has_rows():

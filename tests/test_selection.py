@@ -35,7 +35,8 @@ def test_take_is_a_sort_in_each_class(seed, ipc, hard, balanced, ties):
 def test_ties_fall_by_seed_not_by_position():
     y = torch.zeros(1000, dtype=torch.int64)
     y[500:] = 1
-    means = [take_by_difficulty(torch.zeros(1000), y, ('a', 'b'), 50, generator(s))[:50].float().mean() for s in range(20)]
+    means = [take_by_difficulty(torch.zeros(1000), y, ('a', 'b'), 50, generator(s))[:50].float().mean()
+             for s in range(20)]
     assert abs(torch.stack(means).mean() - 249.5) < 30 and len({round(m.item()) for m in means}) > 10
 
 
@@ -66,7 +67,8 @@ def full_set(S=12, n=72, classes=2):
 def test_any_factor_and_size(f, S):
     "Cell by cell against shrinking one image alone; 5 ∤ 12 and nothing divides 17"
     full = full_set(S, n=2 * f * f)
-    out = combine(full, assign_to_cells(torch.cat([(full.labels == c).nonzero()[:, 0] for c in (0, 1)]), 2, f, generator(0)))
+    out = combine(full, assign_to_cells(torch.cat([(full.labels == c).nonzero()[:, 0] for c in (0, 1)]), 2, f,
+                                        generator(0)))
     assert out.images.shape == (2, 3, S, S) and out.grid == f
     from pca_nb.resize import cell_boxes
     for n in range(2):

@@ -19,17 +19,20 @@ AUG = AugmentCfg(mix='cutmix', mix_labels=True, mix_per='image')
 
 def toy(n=50, S=16, classes=5):
     g = generator(0)
-    return ImageSet(torch.randint(256, (n, 3, S, S), generator=g).to(torch.uint8), torch.arange(n) % classes, 'abcde', name='toy')
+    return ImageSet(torch.randint(256, (n, 3, S, S), generator=g).to(torch.uint8), torch.arange(n) % classes, 'abcde',
+                    name='toy')
 
 
 def weights(recipe, data, ckpt=None, stops=(None,), callbacks=lambda: ()):
     for stop in stops:
-        net, cbs = make_model('convnet2-w32', 5, 16), callbacks()
+        net = make_model('convnet2-w32', 5, 16)
+        cbs = callbacks()
         log = train(net, data, recipe, 3, data, cbs, stop_epoch=stop, device='cpu', ckpt=ckpt)
     return net.state_dict(), log, cbs
 
 
-@pytest.mark.parametrize('recipe', [replace(HARD, augment=AUG), replace(RECIPES['ccs'], lr=.01), replace(RECIPES['sgd'], lr=.01)], ids=['adamw', 'ccs', 'sgd'])
+@pytest.mark.parametrize('recipe', [replace(HARD, augment=AUG), replace(RECIPES['ccs'], lr=.01),
+                                    replace(RECIPES['sgd'], lr=.01)], ids=['adamw', 'ccs', 'sgd'])
 def test_killed_anywhere_ends_the_same(recipe, tmp_path):
     recipe = replace(recipe, epochs=6, batch=16, eval_every=2)
     whole, log, (rec,) = weights(recipe, toy(), callbacks=lambda: (Recorder(50),))
@@ -43,7 +46,8 @@ def test_on_demand_trains_as_resident():
     data = toy()
     lazy = replace(data, images=LazyImages(encode_images(data), 16))
     recipe = replace(HARD, epochs=3, batch=16)
-    a, b = weights(recipe, data)[0], weights(recipe, lazy)[0]
+    a = weights(recipe, data)[0]
+    b = weights(recipe, lazy)[0]
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
@@ -75,14 +79,16 @@ def test_training_leaves_the_global_generator_alone():
 
 def test_recording_changes_nothing():
     recipe = replace(HARD, epochs=3, batch=16)
-    a, b = weights(recipe, toy())[0], weights(recipe, toy(), callbacks=lambda: (Recorder(50),))[0]
+    a = weights(recipe, toy())[0]
+    b = weights(recipe, toy(), callbacks=lambda: (Recorder(50),))[0]
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_el2n_of_ten_epochs_is_that_of_the_long_run():
     cfg = ScoringCfg('convnet2-w32', replace(RECIPES['ccs'], epochs=14, batch=16, lr=.01), el2n_epochs=5)
     data = replace(toy(), classes=tuple('abcde'))
-    assert torch.equal(record_dynamics(data, cfg, device='cpu').sums['el2n'], record_dynamics(data, replace(cfg, stop_epoch=5), device='cpu').sums['el2n'])
+    assert torch.equal(record_dynamics(data, cfg, device='cpu').sums['el2n'],
+                       record_dynamics(data, replace(cfg, stop_epoch=5), device='cpu').sums['el2n'])
 
 
 def test_scaled_never_does_less_than_the_papers_smallest_cell():
@@ -101,9 +107,12 @@ def test_rates_start_at_lr_and_never_rise(name):
 def test_recipes_are_the_papers():
     "Table 1 (CDA's column) and the released evaluator's configs, constant by constant"
     h, s = RECIPES['hard'], RECIPES['sgd']
-    assert (h.epochs, h.batch, h.optimizer, h.lr, h.weight_decay, h.decay_all, h.schedule, h.lr_every) == (300, 128, 'adamw', 1e-3, .01, False, 'cosine', 'epoch')
-    assert (h.augment.crop_scale, h.augment.flip, h.augment.mix, h.label_smoothing, h.eval_every) == ((.08, 1.), .5, 'none', 0., 50)
-    assert (s.optimizer, s.lr, s.momentum, s.nesterov, s.weight_decay, s.decay_all, s.batch) == ('sgd', .1, .9, False, 1e-4, True, 128)
+    assert (h.epochs, h.batch, h.optimizer, h.lr, h.weight_decay, h.decay_all, h.schedule,
+            h.lr_every) == (300, 128, 'adamw', 1e-3, .01, False, 'cosine', 'epoch')
+    assert (h.augment.crop_scale, h.augment.flip, h.augment.mix, h.label_smoothing,
+            h.eval_every) == ((.08, 1.), .5, 'none', 0., 50)
+    assert (s.optimizer, s.lr, s.momentum, s.nesterov, s.weight_decay, s.decay_all,
+            s.batch) == ('sgd', .1, .9, False, 1e-4, True, 128)
     assert replace(RECIPES['pca'], augment=replace(RECIPES['pca'].augment, patches='none')) == h
     c = RECIPES['ccs']
     assert (c.epochs, c.batch, c.lr, c.weight_decay, c.lr_every, c.lr_min) == (60, 256, .1, 1e-4, 'step', 1e-4)

@@ -14,7 +14,8 @@ def cells(path):
 
 
 def exercises(path):
-    return [int(k) for c, s in cells(path) if c['cell_type'] == 'markdown' for k in re.findall(r'^### Exercise (\d+): \S', s, re.M)]
+    return [int(k) for c, s in cells(path) if c['cell_type'] == 'markdown'
+            for k in re.findall(r'^### Exercise (\d+): \S', s, re.M)]
 
 
 def test_there_are_four():
@@ -23,11 +24,13 @@ def test_there_are_four():
 
 @pytest.mark.parametrize('path', tutorials, ids=lambda p: p.stem)
 def test_exercises_can_be_done_and_failed(path):
-    numbers, code = exercises(path), [(c, s) for c, s in cells(path) if c['cell_type'] == 'code']
+    numbers = exercises(path)
+    code = [(c, s) for c, s in cells(path) if c['cell_type'] == 'code']
     assert numbers == list(range(1, len(numbers) + 1)) and 3 <= len(numbers) <= 5
     for k in numbers:
         checks = [s for c, s in code if f'def check_{k}(' in s]
-        assert len(checks) == 1 and sum(isinstance(n, ast.Assert) and n.msg is not None for n in ast.walk(ast.parse(checks[0]))) >= 1, f'check_{k} says too little'
+        assert len(checks) == 1 and sum(isinstance(n, ast.Assert) and n.msg is not None
+                                        for n in ast.walk(ast.parse(checks[0]))) >= 1, f'check_{k} says too little'
         assert [s for c, s in code if s == f'# your turn: check_{k}(...)'], f'no place for answer {k}'
     solutions = [(c, s) for c, s in code if 'solution' in c['metadata'].get('tags', [])]
     assert [re.match(r'# solution (\d+)\b', s)[1] for c, s in solutions] == [str(k) for k in numbers]

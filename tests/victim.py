@@ -26,7 +26,8 @@ from pca_nb.recipes import HARD, RECIPES
 from pca_nb.train import train  # noqa: E402
 
 if __name__ == '__main__': engine.SAVE_EVERY = 0   # a checkpoint every epoch
-FULL, TEST = load_data('digits'), load_data('digits', 'test')
+FULL = load_data('digits')
+TEST = load_data('digits', 'test')
 VIEWS = AugmentCfg(crop_scale=(.5, 1.), flip=0.)
 
 
@@ -40,12 +41,14 @@ GRID = [short(m, s) for m in ('random', 'pca') for s in (0, 1)]
 
 
 def scoring(home):
-    record_dynamics(FULL, ScoringCfg('convnet2-w32', replace(RECIPES['ccs'], epochs=8, batch=128, lr=.02, augment=VIEWS)), home/'scores.npz', 'cpu')
+    record_dynamics(FULL, ScoringCfg('convnet2-w32', replace(RECIPES['ccs'], epochs=8, batch=128, lr=.02,
+                                                             augment=VIEWS)), home/'scores.npz', 'cpu')
 
 
 def training(home):
     net = make_model('convnet2-w32', 10, 16)
-    train(net, FULL[torch.arange(0, 1197, 6)], replace(HARD, epochs=20, batch=32, augment=VIEWS), ckpt=home/'run.pt', device='cpu')
+    train(net, FULL[torch.arange(0, 1197, 6)], replace(HARD, epochs=20, batch=32, augment=VIEWS), ckpt=home/'run.pt',
+          device='cpu')
     atomic_write(home/'weights.pt', lambda tmp: torch.save(net.state_dict(), tmp))
 
 

@@ -38,15 +38,22 @@ from pca_nb.scores import difficulty
 from pca_nb.validate import best_memory_format
 from pca_nb.reference_loop import photos
 
-RULES = dict(easy=dict(balanced=False), easyB={}, random=None, hardB=dict(hard=True), hard=dict(hard=True, balanced=False)) # -> of `take_by_difficulty`
-NETS = { # data -> name -> side, network, smallest crop of its training (None: no crop), images a class that are looked at
-    'cifar10': dict(own=(32, 'convnet3-w32', .08, (10,50,500)), whole=(32, 'convnet3-w32', None, (50,)), deeper=(32, 'convnet4-w32', .08, (50,)),
+# -> of `take_by_difficulty`
+RULES = dict(easy=dict(balanced=False), easyB={}, random=None, hardB=dict(hard=True),
+             hard=dict(hard=True, balanced=False))
+# data -> name -> side, network, smallest crop of its training (None: no crop), images a class that are looked at
+NETS = {
+    'cifar10': dict(own=(32, 'convnet3-w32', .08, (10,50,500)), whole=(32, 'convnet3-w32', None, (50,)),
+                    deeper=(32, 'convnet4-w32', .08, (50,)),
                     wide=(32, 'convnet3', .08, (50,)), resnet=(32, 'resnet18', .08, (50,))),
-    'imagenette': dict(own=(64, 'convnet4-w32', .08, (10,50)), whole=(64, 'convnet4-w32', None, (50,)), deeper=(64, 'convnet5-w32', .08, (50,)),
-                       small=(32, 'convnet3-w32', .08, (50,)), large=(128, 'convnet5-w32', .08, (50,)), resnet=(128, 'resnet18', .08, (50,)))}
+    'imagenette': dict(own=(64, 'convnet4-w32', .08, (10,50)), whole=(64, 'convnet4-w32', None, (50,)),
+                       deeper=(64, 'convnet5-w32', .08, (50,)),
+                       small=(32, 'convnet3-w32', .08, (50,)), large=(128, 'convnet5-w32', .08, (50,)),
+                       resnet=(128, 'resnet18', .08, (50,)))}
 
 
-def effort(device): # crops an image, pairs of crops an image, crops an image of `theorem`, scores; less where there is no GPU
+# crops an image, pairs of crops an image, crops an image of `theorem`, scores; less where there is no GPU
+def effort(device):
     return (64, 32, 16, ('el2n', 'aum', 'own')) if device.type == 'cuda' else (16, 8, 8, ('el2n', 'own'))
 
 
@@ -58,7 +65,8 @@ def teacher(home, data, name, seed, device):
     "A network that learned as the scoring runs do; trained now or read back."
     size, arch, crop, _ = NETS[data][name]
     recipe = run_cfg(data, 'sre2l', 10, seed, size=size).synthesis.teachers[0].recipe
-    cfg = TeacherCfg(arch, recipe if crop else replace(recipe, augment=replace(recipe.augment, crop_scale=None)), seed, size)
+    cfg = TeacherCfg(arch, recipe if crop else replace(recipe, augment=replace(recipe.augment, crop_scale=None)), seed,
+                     size)
     path = Path(home)/'teachers'/f"{data}-{config_hash(dict(data=data, teacher=to_jsonable(cfg)))}.pt"
     return make_teacher(the_set(data, size), cfg, the_set(data, size, 'test'), path, device)
 
@@ -66,18 +74,23 @@ def teacher(home, data, name, seed, device):
 def scores_of(home, data, seed, net, full, device):
     "Difficulty by the scores of the field, and by the network that is asked (its −log p)."
     d = recorded(run_cfg(data, 'el2n-easyB', 10, seed), home, device=device)
-    return dict(el2n=difficulty(d, 'el2n'), aum=difficulty(d, 'aum'), own=nll_and_entropy(predict_logits(full, net, 1024), full.labels)[0].float())
+    return dict(el2n=difficulty(d, 'el2n'), aum=difficulty(d, 'aum'),
+                own=nll_and_entropy(predict_logits(full, net, 1024), full.labels)[0].float())
 
 
 def subset(full, scores, name, ipc, seed):
     "(n,) positions of a subset, sorted."
-    if name == 'random': return torch.randperm(len(full), generator=generator(seed, 'entropy', 'random'))[:ipc*full.n_classes].sort().values
-    return take_by_difficulty(scores, full.labels, full.classes, ipc, generator(seed, 'subset'), **RULES[name]).sort().values
+    if name == 'random':
+        return torch.randperm(len(full),
+                              generator=generator(seed, 'entropy', 'random'))[:ipc*full.n_classes].sort().values
+    return take_by_difficulty(scores, full.labels, full.classes, ipc, generator(seed, 'subset'),
+                              **RULES[name]).sort().values
 
 
 def subsets(full, scores, ipcs, seed):
     "(score, subset, ipc) -> positions; random ones once."
-    return {('any' if k == 'random' else s, k, n): subset(full, v, k, n, seed) for s, v in scores.items() for k in RULES for n in ipcs if s == 'el2n' or k != 'random' and n < 500}
+    return {('any' if k == 'random' else s, k, n): subset(full, v, k, n, seed) for s, v in scores.items()
+            for k in RULES for n in ipcs if s == 'el2n' or k != 'random' and n < 500}
 
 
 def tidy(v):
@@ -107,38 +120,51 @@ class Out:
                 if self._key(r) not in have: f.write(json.dumps(r)+'\n')
 
 
-def about(t, name, device): return dict(net=name, arch=t.arch, size=t.size, top1=t.top1, **{k: v for k, v in environment_info(device).items() if k in ('device', 'torch')})
+def about(t, name, device):
+    return dict(net=name, arch=t.arch, size=t.size, top1=t.top1, **{k: v for k, v in environment_info(device).items()
+                                                                    if k in ('device', 'torch')})
 
 
 def measure(home, data, name, seed, path, device):
     (n, n_twice, _, scores), (size, _, crop, ipcs) = effort(device), NETS[data][name]
     n = n//2 if name == 'resnet' else n
-    full, t = the_set(data, size), teacher(home, data, name, seed, device)
+    full = the_set(data, size)
+    t = teacher(home, data, name, seed, device)
     t.net.to(device)
     by = scores_of(home, data, seed, t.net, full, device)
-    parts = subsets(full, {k: by[k] for k in scores if name == 'own' or k == 'el2n' or device.type == 'cuda'}, ipcs, seed)
+    parts = subsets(full, {k: by[k] for k in scores if name == 'own' or k == 'el2n' or device.type == 'cuda'}, ipcs,
+                    seed)
     pool = torch.cat(list(parts.values())).unique()
-    inside, el2n = full[pool], torch.cat([v for (s, _, k), v in parts.items() if s in ('el2n', 'any') and k == 50]).unique()
+    inside = full[pool]
+    el2n = torch.cat([v for (s, _, k), v in parts.items() if s in ('el2n', 'any') and k == 50]).unique()
     test = the_set(data, size, 'test')
     unseen = test[torch.randperm(len(test), generator=generator(seed, 'entropy', 'unseen'))[:500].sort().values]
     out = Out(path, data=data, seed=seed, views=crop, **about(t, name, device))
     z = predict_logits(inside, t.net)
     for low in MIN_AREAS:
         if out.has(what='crops', score='', subset='unseen', ipc=50, low=low): continue
-        c, o = crop_stats(inside, t.net, (low, 1), n, seed=seed), crop_stats(unseen, t.net, (low, 1), n, seed=seed)
+        c = crop_stats(inside, t.net, (low, 1), n, seed=seed)
+        o = crop_stats(unseen, t.net, (low, 1), n, seed=seed)
         rows = []
         for (s, k, ipc), idx in parts.items():
             at = torch.searchsorted(pool, idx)
-            rows.append(dict(what='crops', score=s, subset=k, ipc=ipc, low=low, right=100*(z[at].argmax(1) == inside.labels[at]).float().mean().item(), **c[at].row()))
-        rows.append(dict(what='crops', score='', subset='unseen', ipc=50, low=low, right=100*(predict_logits(unseen, t.net).argmax(1) == unseen.labels).float().mean().item(), **o.row()))
+            rows.append(dict(what='crops', score=s, subset=k, ipc=ipc, low=low,
+                             right=100*(z[at].argmax(1) == inside.labels[at]).float().mean().item(), **c[at].row()))
+        rows.append(dict(what='crops', score='', subset='unseen', ipc=50, low=low,
+                         right=100*(predict_logits(unseen, t.net).argmax(1) == unseen.labels).float().mean().item(),
+                         **o.row()))
         out.add(rows)
     for low in MIN_AREAS if name == 'own' else ():
         if out.has(what='twice', score='', subset='unseen', ipc=50, low=low, look='placed'): continue
         for where, images in (('train', full[el2n]), ('test', unseen)):
             c, rows = crop_twice(images, t.net, (low, 1), n_twice, seed=seed), []
-            mine = {('', 'unseen', 50): torch.arange(500)} if where == 'test' else {(s, k, i): torch.searchsorted(el2n, v) for (s, k, i), v in parts.items() if s in ('el2n', 'any') and i == 50}
+            mine = ({('', 'unseen', 50): torch.arange(500)} if where == 'test'
+                    else {(s, k, i): torch.searchsorted(el2n, v) for (s, k, i), v in parts.items()
+                          if s in ('el2n', 'any') and i == 50})
             for (s, k, ipc), at in mine.items():
-                for look in CROP_PAIRS: rows.append(dict(what='twice', score=s, subset=k, ipc=ipc, low=low, look=look, **c[look][at].row(), **paired(c, look, at)))
+                for look in CROP_PAIRS:
+                    rows.append(dict(what='twice', score=s, subset=k, ipc=ipc, low=low, look=look, **c[look][at].row(),
+                                     **paired(c, look, at)))
             out.add(rows)
 
 
@@ -151,8 +177,10 @@ def paired(c, look, at):
 def theorem(home, data, seed, path, device):
     "D: the images PCA takes at IPC 10 (forty a class), or as many random ones; D′: each one's best crop of five by the network of the data's protocol."
     size, n, few = NETS[data]['own'][0], effort(device)[2], device.type == 'cpu'
-    full, t = the_set(data, size), teacher(home, data, 'own', seed, device)
-    judges = dict(own=t, seed=teacher(home, data, 'own', (seed+1) % 3, device)) | ({} if few else dict(deeper=teacher(home, data, 'deeper', seed, device)))
+    full = the_set(data, size)
+    t = teacher(home, data, 'own', seed, device)
+    judges = (dict(own=t, seed=teacher(home, data, 'own', (seed+1) % 3, device))
+              | ({} if few else dict(deeper=teacher(home, data, 'deeper', seed, device))))
     for j in judges.values(): j.net.to(device)
     d = recorded(run_cfg(data, 'el2n-easyB', 10, seed), home, device=device)
     out = Out(path, data=data, seed=seed, **about(t, 'own', device))
@@ -165,28 +193,39 @@ def theorem(home, data, seed, path, device):
             for judge, j in judges.items():
                 if out.has(what='theorem', subset=name, chosen=chosen, judge=judge): continue
                 gap = crop_advantage(D, better, j.net, RATIOS, n, seed)
-                views = crop_stats(better, j.net, scale, n, seed=seed).after-crop_stats(D, j.net, scale, n, seed=seed).after
-                se = lambda v: (v.std(-1)/v.shape[-1]**.5).tolist()
-                both = {m: dict(gap=gap[:, k].mean(1).tolist(), se=se(gap[:, k]), views=views[k].mean().item(), views_se=se(views)[k], **zero_crossing(RATIOS, gap[:, k])) for k, m in enumerate(('nll', 'entropy'))}
-                out.add([dict(what='theorem', subset=name, chosen=chosen, judge=judge, images=len(D), ratios=list(RATIOS), **both)])
+                views = crop_stats(better, j.net, scale, n,
+                                   seed=seed).after-crop_stats(D, j.net, scale, n, seed=seed).after
+                def se(v): return (v.std(-1)/v.shape[-1]**.5).tolist()
+                both = {m: dict(gap=gap[:, k].mean(1).tolist(), se=se(gap[:, k]), views=views[k].mean().item(),
+                                views_se=se(views)[k], **zero_crossing(RATIOS, gap[:, k]))
+                        for k, m in enumerate(('nll', 'entropy'))}
+                out.add([dict(what='theorem', subset=name, chosen=chosen, judge=judge, images=len(D),
+                              ratios=list(RATIOS), **both)])
 
 
 def exists(home, data, seed, path, device):
     "Assumption A.4, image by image: of how many images does no crop lower the NLL (or the entropy)?"
     size, n = NETS[data]['own'][0], 64 if data == 'cifar10' else 16
-    full, t = the_set(data, size), teacher(home, data, 'own', seed, device)
-    d, out = recorded(run_cfg(data, 'el2n-easyB', 10, seed), home, device=device), Out(path, data=data, seed=seed, **about(t, 'own', device))
+    full = the_set(data, size)
+    t = teacher(home, data, 'own', seed, device)
+    d = recorded(run_cfg(data, 'el2n-easyB', 10, seed), home, device=device)
+    out = Out(path, data=data, seed=seed, **about(t, 'own', device))
     for k in RULES:
-        c = crop_changes(full[subset(full, difficulty(d, 'el2n'), k, 50, seed)], t.net.to(device), (MIN_AREAS[0], 1), n, seed=seed+100)
+        c = crop_changes(full[subset(full, difficulty(d, 'el2n'), k, 50, seed)], t.net.to(device), (MIN_AREAS[0], 1),
+                         n, seed=seed+100)
         never = (c >= 0).double().mean(1) # (2,N) share of crops that do not lower
-        both = {f'{m}_{w}': v.mean().item() for m, x, lowest in zip(('nll', 'entropy'), never, c.amin(1)) for w, v in (('none', (x == 1).double()), ('none_of_5', x**5), ('best', lowest))}
-        out.add([dict(what='exists', subset=k, ipc=50, low=MIN_AREAS[0], score='el2n', crops=n, images=c.shape[2], split=((c[0] < 0) & (c[1] > 0)).double().mean().item(), fall=(c[0] < 0).double().mean().item(), **both)])
+        both = {f'{m}_{w}': v.mean().item() for m, x, lowest in zip(('nll', 'entropy'), never, c.amin(1))
+                for w, v in (('none', (x == 1).double()), ('none_of_5', x**5), ('best', lowest))}
+        out.add([dict(what='exists', subset=k, ipc=50, low=MIN_AREAS[0], score='el2n', crops=n, images=c.shape[2],
+                      split=((c[0] < 0) & (c[1] > 0)).double().mean().item(), fall=(c[0] < 0).double().mean().item(),
+                      **both)])
 
 
 def clouds(home, data, seed, path, device):
     "ΔNLL and ΔH of 8 crops of 60 images of every subset, by EL2N."
     size = NETS[data]['own'][0]
-    full, t = the_set(data, size), teacher(home, data, 'own', seed, device)
+    full = the_set(data, size)
+    t = teacher(home, data, 'own', seed, device)
     d = recorded(run_cfg(data, 'el2n-easyB', 10, seed), home, device=device)
     out = {}
     for k in RULES:
@@ -201,20 +240,27 @@ def sets(home, path, grid, pictures, device, data='cifar10'):
     full, kept = the_set(data, NETS[data]['own'][0]), {}
     for row in ResultStore(grid).all():
         cfg = run_cfg(data, row['method'], row['ipc'], row['seed'])
-        if cfg.key != row['key']: sys.exit(f"{row['method']}, seed {row['seed']}: the row was made by another configuration")
-        s = distilled(cfg, home, device=device)[0] if cfg.synthesis else build_set(cfg, full, recorded(cfg, home, device=device) if cfg.scoring else None)
+        if cfg.key != row['key']:
+            sys.exit(f"{row['method']}, seed {row['seed']}: the row was made by another configuration")
+        s = (distilled(cfg, home, device=device)[0] if cfg.synthesis
+             else build_set(cfg, full, recorded(cfg, home, device=device) if cfg.scoring else None))
         if row['seed'] == 0:
-            kept[row['method']] = blank = np.full((full.n_classes, 3, *full.size), 235, np.uint8) # light grey where a class has no image
+            # light grey where a class has no image
+            kept[row['method']] = blank = np.full((full.n_classes, 3, *full.size), 235, np.uint8)
             at = first_per_class(torch.arange(len(s)), s.labels, 1)
             blank[s.labels[at]] = s.images[at]
-        for judge, name, seed in (('own', 'own', row['seed']), ('seed', 'own', row['seed']+1), ('deeper', 'deeper', row['seed'])):
+        for judge, name, seed in (('own', 'own', row['seed']), ('seed', 'own', row['seed']+1),
+                                  ('deeper', 'deeper', row['seed'])):
             t = teacher(home, data, name, seed % 3, device)
             out = Out(path, data=data, seed=row['seed'], **about(t, 'own', device))
             same = dict(what='sets', subset=row['method'], ipc=row['ipc'], judge=judge)
-            out.add([dict(**same, look=look, accuracy=row['top1'], set=row['set'], right=e.pop('top1'), **e | dict(images=int(e['images']))) for look, e in set_entropy(s, t.net).T.to_dict().items()])
+            out.add([dict(**same, look=look, accuracy=row['top1'], set=row['set'], right=e.pop('top1'),
+                          **e | dict(images=int(e['images'])))
+                     for look, e in set_entropy(s, t.net).T.to_dict().items()])
     if not kept: return
     shown = [m for m in kept if not m.startswith(('aum-h', 'aum-easy', 'forgetting-h', 'el2n-at')) or m == 'aum-easyB']
-    np.savez_compressed(pictures, methods=np.array(shown), images=np.stack([kept[m][:6] for m in shown]), classes=np.array(full.classes[:6]))
+    np.savez_compressed(pictures, methods=np.array(shown), images=np.stack([kept[m][:6] for m in shown]),
+                        classes=np.array(full.classes[:6]))
 
 
 def speed(path, device, n=64):
@@ -222,8 +268,10 @@ def speed(path, device, n=64):
     cuda, out = device.type == 'cuda', []
     images = 4096 if cuda else 256
     batch = 4096 if cuda else 256
-    for arch, size in (('convnet3-w32', 32), ('convnet4-w32', 64), *([('resnet18', 32), ('resnet18', 128)] if cuda else [])):
-        s, net = photos(images, size), make_model(arch, 10, size, seed=0).to(device).eval()
+    for arch, size in (('convnet3-w32', 32), ('convnet4-w32', 64),
+                       *([('resnet18', 32), ('resnet18', 128)] if cuda else [])):
+        s = photos(images, size)
+        net = make_model(arch, 10, size, seed=0).to(device).eval()
         x = normalise(s.images.to(device), s.stats).to(memory_format=best_memory_format(net))
         wait = torch.cuda.synchronize if cuda else lambda: None
 
@@ -243,13 +291,17 @@ def speed(path, device, n=64):
         ours, theirs = (float(np.median([b[k] for b in both])) for k in (0, 1))
         if cuda:
             torch.cuda.reset_peak_memory_stats()
-            crop_stats(s, net, n_crops=4); wait()
+            crop_stats(s, net, n_crops=4)
+            wait()
             few = torch.cuda.max_memory_allocated()
-            crop_stats(s, net, n_crops=64); wait()
+            crop_stats(s, net, n_crops=64)
+            wait()
             mem = dict(mib_4=few/2**20, mib_64=torch.cuda.max_memory_allocated()/2**20)
         else: mem = {}
-        out.append(dict(what='speed', arch=arch, size=size, images=images, crops=n, seconds=ours, bare=theirs, ratio=float(np.median([a/b for a, b in both])), million=ours/(images*n)*1e6, **mem))
-        Out(path, data='photos', net=f'{arch}@{size}', seed=0, **{k: v for k, v in environment_info(device).items() if k in ('device', 'torch', 'threads')}).add(out[-1:])
+        out.append(dict(what='speed', arch=arch, size=size, images=images, crops=n, seconds=ours, bare=theirs,
+                        ratio=float(np.median([a/b for a, b in both])), million=ours/(images*n)*1e6, **mem))
+        Out(path, data='photos', net=f'{arch}@{size}', seed=0, **{k: v for k, v in environment_info(device).items()
+                                                                  if k in ('device', 'torch', 'threads')}).add(out[-1:])
 
 
 if __name__ == '__main__':

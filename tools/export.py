@@ -1,6 +1,5 @@
 """Export the notebooks to pca_nb/ as `nbdev_export` does, with `__all__` wrapped to the house's 120 characters."""
 import nbdev.maker
-from nbdev.export import nb_export
 from nbdev.doclinks import nbdev_export
 
 

@@ -20,7 +20,8 @@ from sphinx.cmd.build import main as sphinx
 from sphinx.util.matching import patfilter
 
 GROUPS = {'First': '[!0-9]*', 'Tutorials': 'tutorials/*', 'Dashboards': 'dashboards/*', 'Rooms': '[0-9]*',
-          'Tables of the paper': 'experiments/t*', 'Figures of the paper': 'experiments/f*', 'The appendix': 'experiments/a*',
+          'Tables of the paper': 'experiments/t*', 'Figures of the paper': 'experiments/f*',
+          'The appendix': 'experiments/a*',
           'Questions of our own': 'experiments/x*', 'Speed': 'experiments/e*'}
 
 
@@ -28,12 +29,14 @@ def lead(source):
     "The whole first cell of `source`, of which nbdev keeps title and subtitle"
     cells = nbformat.read(source, as_version=4).cells
     title = next((c.source for c in cells if c.cell_type == 'markdown' and re.search(r'^# ', c.source, re.M)), None)
-    return nbformat.v4.new_markdown_cell(NbdevLookup().linkify(title)) if title else sys.exit(f'{source}: no cell has a title')
+    return nbformat.v4.new_markdown_cell(NbdevLookup().linkify(title)) if title else sys.exit(f'{source}: no cell '
+                                                                                              f'has a title')
 
 
 def contents():
     "Navigation: every notebook by its title, in groups"
-    names = [p.relative_to(cfg.nbs_path).with_suffix('').as_posix() for p in cfg.nbs_path.rglob('*.ipynb') if p.name != cfg.readme_nb]
+    names = [p.relative_to(cfg.nbs_path).with_suffix('').as_posix() for p in cfg.nbs_path.rglob('*.ipynb')
+             if p.name != cfg.readme_nb]
     lists = [f'```{{toctree}}\n:caption: {name}\n:glob:\n:maxdepth: 1\n{glob}\n```'
              for name, glob in GROUPS.items() if patfilter(names, glob)]
     return nbformat.v4.new_markdown_cell('\n\n'.join(['## All pages', *lists]))
@@ -60,14 +63,16 @@ def untangled(source, local, up):
     "Markdown without what nbdev's links spoil: those inside of links and code go, those to this package stay on the site"
     source = re.sub(r'\[([^][]*)\[(`[^`]+`)\]\([^)]*\)([^][]*)\]\(', r'[\1\2\3](', source)
     source = re.sub(r'^```.*?^```', lambda m: re.sub(r'\[(`[^`]+`)\]\([^)]*\)', r'\1', m[0]), source, flags=re.M | re.S)
-    source = re.sub(r'^\[source\]\((.*)\)\n\n(#+ .*)$', r'\2\n\n[source](\1)', source, flags=re.M)   # it belongs to the heading after it
+    # it belongs to the heading after it
+    source = re.sub(r'^\[source\]\((.*)\)\n\n(#+ .*)$', r'\2\n\n[source](\1)', source, flags=re.M)
     return re.sub(r'\]\((https?:[^)]+)\)', lambda m: '](' + (up + local[m[1]] if m[1] in local else m[1]) + ')', source)
 
 
 def prepare():
     "nbdev's notebooks, made plain, as Sphinx's source"
     source = proc_nbs(n_workers=0, force=True)
-    gc.freeze()                                                        # on leaving, IPython collects garbage for each notebook
+    # on leaving, IPython collects garbage for each notebook
+    gc.freeze()
     pages = [(p, plain(nbformat.read(p, as_version=4))) for p in sorted(source.rglob('*.ipynb'))]
     local = addresses((p, nb) for p, nb in pages if p.parent == source)
     for path, nb in pages:
@@ -109,12 +114,14 @@ def wrong(out):
             if t.find_parent('article') and not t.find_parent(['pre', 'code', 'math']):
                 yield f'{p.name}: left as text: {t}'
     for p, css in styles:
-        yield from (f'{p.name}: {u} is loaded from elsewhere' for u in re.findall(r'(?:url\(|@import)\s*["\']?(?:https?:)?//\S+', css))
+        yield from (f'{p.name}: {u} is loaded from elsewhere'
+                    for u in re.findall(r'(?:url\(|@import)\s*["\']?(?:https?:)?//\S+', css))
 
 
 def site():
     source = prepare()
-    with TemporaryDirectory(prefix='docs-') as tmp:                    # _docs is replaced by a whole site or left as it was
+    # _docs is replaced by a whole site or left as it was
+    with TemporaryDirectory(prefix='docs-') as tmp:
         out = Path(tmp)/'html'
         if sphinx(['-qW', '-c', str(Path(__file__).parent/'site'), '-d', f'{tmp}/doctrees', str(source), str(out)]):
             sys.exit('the site has broken links or formulas: see above')

@@ -40,7 +40,8 @@ def training(device, rounds):
         data = photos(min(n, 1000), size)
         run = our_training(data, arch, batch, n//len(data), device)
         run()
-        yield dict(what=f'training {arch} at {size} px', unit='images/s', batch=batch, values=[round(run(), 1) for _ in range(rounds)])
+        yield dict(what=f'training {arch} at {size} px', unit='images/s', batch=batch,
+                   values=[round(run(), 1) for _ in range(rounds)])
 
 
 def grids(device, workers, rounds):
@@ -67,7 +68,9 @@ def scored(out, device, threads, rounds):
     "One process of a torchrun job: record scores, and say how many images a second"
     torch.set_num_threads(threads)
     full = photos(2048, 64)
-    cfg = lambda epochs: ScoringCfg('convnet4-w32', replace(RECIPES['ccs'], epochs=epochs, batch=256, augment=AugmentCfg(crop_scale=None, flip=0.)), el2n_epochs=9)
+    def cfg(epochs):
+        return ScoringCfg('convnet4-w32', replace(RECIPES['ccs'], epochs=epochs, batch=256,
+                                                  augment=AugmentCfg(crop_scale=None, flip=0.)), el2n_epochs=9)
     values = []
     for k in range(rounds + 1):                                        # the first warms up
         t = time.perf_counter()
@@ -83,14 +86,19 @@ def jobs(device, processes, threads, rounds):
     how = [str(torchrun)] if torchrun.exists() else [sys.executable, '-m', 'torch.distributed.run']
     for k in processes:
         with tempfile.TemporaryDirectory() as d:
-            r = subprocess.run([*how, '--nproc-per-node', str(k), '--rdzv-backend', 'c10d', '--rdzv-endpoint', 'localhost:0', __file__, '--score', d, '--device', device.type, '--threads', str(threads), '--rounds', str(rounds)],
-                               env=os.environ | dict(CI='1', OMP_NUM_THREADS=str(threads)), capture_output=True, text=True)
+            r = subprocess.run([*how, '--nproc-per-node', str(k), '--rdzv-backend', 'c10d', '--rdzv-endpoint',
+                                'localhost:0', __file__, '--score', d, '--device', device.type, '--threads',
+                                str(threads), '--rounds', str(rounds)],
+                               env=os.environ | dict(CI='1', OMP_NUM_THREADS=str(threads)), capture_output=True,
+                               text=True)
             if r.returncode:
                 raise SystemExit(r.stderr[-3000:])
-            values, sums = json.loads(Path(f'{d}/values.json').read_text()), read_dynamics(f'{d}/0.npz').sums
+            values = json.loads(Path(f'{d}/values.json').read_text())
+            sums = read_dynamics(f'{d}/0.npz').sums
         alone = alone or sums
         off = {s: round((sums[s] - alone[s]).abs().max().item(), 6) for s in SUMS}
-        yield dict(what='a scoring run', unit='images/s', processes=k, threads_each=threads, values=values, largest_difference=off)
+        yield dict(what='a scoring run', unit='images/s', processes=k, threads_each=threads, values=values,
+                   largest_difference=off)
 
 
 def main():
@@ -106,11 +114,14 @@ def main():
     a = a.parse_args()
     if a.score:
         return scored(a.score, a.device, a.threads, a.rounds)
-    dev, many = pick_device(a.device), lambda text: [int(k) for k in text.split(',') if k]
+    dev = pick_device(a.device)
+    many = lambda text: [int(k) for k in text.split(',') if k]
     here = environment_info(dev) | dict(cpu=cpu_name(), cores=os.cpu_count())
     load_data('digits')
     rows = json.loads(a.out.read_text()) if a.out.exists() else []
-    for make in (() if a.no_training else (training(dev, a.rounds),)) + (grids(dev, many(a.workers), a.rounds), jobs(dev, many(a.processes), a.threads, a.rounds)):
+    for make in (() if a.no_training else (training(dev, a.rounds),)) + (grids(dev, many(a.workers), a.rounds),
+                                                                         jobs(dev, many(a.processes), a.threads,
+                                                                              a.rounds)):
         for row in make:
             print(row, flush=True)
             rows.append(row | here)
