@@ -78,7 +78,7 @@ class ViewParams:
     flip:Tensor            # (B,) bool
     order:Tensor|None=None # (B,f²) int64 arrangement, when shuffled
     mix:MixParams|None=None      # when mixed
-    def __getitem__(self, part:slice) -> 'View':
+    def __getitem__(self, part:slice) -> 'ViewParams':
         "The views of some images of the batch; not for mixed ones, which need their partners."
         if self.mix is not None: raise Refused('a mixed view has no parts', 'apply it to the whole batch, then cut')
         return replace(self, box=self.box[part], flip=self.flip[part], order=None if self.order is None
@@ -93,7 +93,7 @@ def draw_view(
     g:torch.Generator|None=None, # on `device`
     device='cpu',
 ) -> ViewParams:
-    "Draw crops, flips, cells and mixing of a batch; with 'extract' the crop lies inside one random cell (paper Sec. 4.2.2)."
+    "Draw crops, flips, cells and mixing of a batch; 'extract' crops inside one random cell (paper Sec. 4.2.2)."
     region = torch.tensor([[0, 0, *size]], device=device).expand(n,4)
     order = None
     if grid>1 and aug.patches=='extract':

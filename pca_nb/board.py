@@ -13,29 +13,65 @@ import anywidget, ipywidgets as w, traitlets
 # %% ../nbs/app/50_board.ipynb #e7260005
 _BRUSH = """
 function render({ model, el }) {
-  const root = document.createElement('div'), img = document.createElement('img'), frame = document.createElement('div');
+  const root = document.createElement('div'), img = document.createElement('img');
+  const frame = document.createElement('div');
   root.className = 'pca-brush'; root.tabIndex = 0;
   root.style.cssText = 'position:relative;width:100%;touch-action:none;cursor:crosshair'; el.style.overflowX = 'auto';
   img.draggable = false; img.style.cssText = 'display:block;width:100%';
-  img.onload = () => { root.style.maxWidth = img.naturalWidth+'px'; root.style.minWidth = Math.min(img.naturalWidth, 640)+'px'; }; // where there is less room it scrolls
-  frame.style.cssText = 'position:absolute;border:1.5px dashed #c00;background:rgba(204,0,0,.08);pointer-events:none;box-sizing:border-box';
+  img.onload = () => { // where there is less room it scrolls
+    root.style.maxWidth = img.naturalWidth+'px';
+    root.style.minWidth = Math.min(img.naturalWidth, 640)+'px';
+  };
+  frame.style.cssText = 'position:absolute;border:1.5px dashed #c00;background:rgba(204,0,0,.08);' +
+    'pointer-events:none;box-sizing:border-box';
   root.append(img, frame); el.append(root);
   const clamp = v => Math.min(1, Math.max(0, v));
-  const at = e => { const r = img.getBoundingClientRect(); return [clamp((e.clientX-r.left)/r.width), clamp((e.clientY-r.top)/r.height)]; };
+  const at = e => {
+    const r = img.getBoundingClientRect();
+    return [clamp((e.clientX-r.left)/r.width), clamp((e.clientY-r.top)/r.height)];
+  };
   const draw = b => { frame.style.display = b.length ? 'block' : 'none'; if (!b.length) return;
-    frame.style.left = 100*b[0]+'%'; frame.style.top = 100*b[1]+'%'; frame.style.width = 100*(b[2]-b[0])+'%'; frame.style.height = 100*(b[3]-b[1])+'%'; };
-  const show = () => { if (img.src) URL.revokeObjectURL(img.src); img.src = URL.createObjectURL(new Blob([model.get('value')], {type: 'image/png'})); img.alt = model.get('alt'); };
+    frame.style.left = 100*b[0]+'%';
+    frame.style.top = 100*b[1]+'%';
+    frame.style.width = 100*(b[2]-b[0])+'%';
+    frame.style.height = 100*(b[3]-b[1])+'%';
+  };
+  const show = () => {
+    if (img.src) URL.revokeObjectURL(img.src);
+    img.src = URL.createObjectURL(new Blob([model.get('value')], {type: 'image/png'}));
+    img.alt = model.get('alt');
+  };
   const tell = b => { draw(b); model.set('frame', b); model.save_changes(); };
   let from = null, now = [];
-  root.addEventListener('pointerdown', e => { if (e.button) return; root.focus(); root.setPointerCapture(e.pointerId); from = at(e); now = []; e.preventDefault(); });
-  root.addEventListener('pointermove', e => { if (!from) return; const p = at(e); now = [Math.min(from[0],p[0]), Math.min(from[1],p[1]), Math.max(from[0],p[0]), Math.max(from[1],p[1])]; draw(now); });
-  root.addEventListener('pointerup', () => { if (!from) return; from = null; tell(now.length && now[2]-now[0] > .005 && now[3]-now[1] > .005 ? now : []); });
+  root.addEventListener('pointerdown', e => {
+    if (e.button) return;
+    root.focus();
+    root.setPointerCapture(e.pointerId);
+    from = at(e);
+    now = [];
+    e.preventDefault();
+  });
+  root.addEventListener('pointermove', e => {
+    if (!from) return;
+    const p = at(e);
+    now = [Math.min(from[0],p[0]), Math.min(from[1],p[1]), Math.max(from[0],p[0]), Math.max(from[1],p[1])];
+    draw(now);
+  });
+  root.addEventListener('pointerup', () => {
+    if (!from) return;
+    from = null;
+    tell(now.length && now[2]-now[0] > .005 && now[3]-now[1] > .005 ? now : []);
+  });
   root.addEventListener('pointercancel', () => { from = null; draw(model.get('frame')); });
   root.addEventListener('keydown', e => {
-    const step = {ArrowLeft: [-1,0], ArrowRight: [1,0], ArrowUp: [0,-1], ArrowDown: [0,1]}[e.key], b = [...model.get('frame')];
+    const step = {ArrowLeft: [-1,0], ArrowRight: [1,0], ArrowUp: [0,-1], ArrowDown: [0,1]}[e.key];
+    const b = [...model.get('frame')];
     if (e.key === 'Escape') tell([]);
     else if (!step || !b.length) return;
-    else { for (const i of e.shiftKey ? [2,3] : [0,1,2,3]) b[i] = clamp(b[i]+.01*step[i%2]); if (b[2] > b[0] && b[3] > b[1]) tell(b); }
+    else {
+      for (const i of e.shiftKey ? [2,3] : [0,1,2,3]) b[i] = clamp(b[i]+.01*step[i%2]);
+      if (b[2] > b[0] && b[3] > b[1]) tell(b);
+    }
     e.preventDefault(); e.stopPropagation();
   });
   model.on('change:value', show); model.on('change:frame', () => draw(model.get('frame')));
@@ -57,8 +93,8 @@ def frame_to_axis(
     ax,     # an axis of the picture, drawn
 ):          # (x0,x1,y0,y1) in its units, cut off at its edges; `None` if the frame's middle lies outside
     "A frame on a picture as values of an axis."
-    (l,t,r,b), (x,y,wd,h) = frame, ax.get_position().bounds # where it was drawn: an image keeps its shape
-    across, up = [(v-x)/wd for v in (l,r)], [(1-v-y)/h for v in (b,t)]
+    (item,t,r,b), (x,y,wd,h) = frame, ax.get_position().bounds # where it was drawn: an image keeps its shape
+    across, up = [(v-x)/wd for v in (item,r)], [(1-v-y)/h for v in (b,t)]
     if not all(0<=sum(v)/2<=1 for v in (across,up)): return None
     def value(v,lim): return lim[0]+min(max(v,0),1)*(lim[1]-lim[0])
     bottom,top = sorted(ax.get_ylim())

@@ -65,7 +65,7 @@ def pca_board(
 def crop_board(
     s,            # plain `ImageSet` to look through
     net,          # a network trained on the same classes
-    subsets={},   # name -> `ImageSet`, for the cloud; none: only the images looked through
+    subsets=None, # name -> `ImageSet`, for the cloud; none: only the images looked through
     setup:str='', # the lines that made them
 ) -> Board:
     "One image, its crops, what a network makes of them, and the cloud of a subset."

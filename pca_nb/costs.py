@@ -38,7 +38,7 @@ def write_fkd(
     labels:TeacherLabels,       # who answers
     device=None,       # `None`: `pick_device`
 ) -> Path:             # the folder: epoch_E/batch_B.tar
-    "The answers that `write_labels` keeps, in the field's format (FKD: Shen & Xing 2022, 2112.01528, as in SRe2L's code)."
+    "Write the predictions that `write_labels` keeps in the FKD format (Shen & Xing 2022, 2112.01528; SRe2L's code)."
     from torch.profiler import record_function
     a = recipe.augment
     dev = pick_device(device)
@@ -58,10 +58,10 @@ def write_fkd(
     return path
 
 def _fkd(view, size, z):
-    "[crops as shares of the sides, flips, partners, λ, mixed box, half logits]: 25+2C bytes an image and what the archive adds."
-    (H,W), (t,l,h,w) = size, view.mix.box[0].tolist()
+    "Save crops as shares of the sides, flips, partners, λ, mixed box, half logits: 25+2C bytes per image."
+    (H,W), (t,left,h,w) = size, view.mix.box[0].tolist()
     return [(view.box.cpu()/torch.tensor([H,W,H,W])).float(), view.flip.cpu(), view.mix.partner.cpu(),
-            float(view.mix.lam[0]), [t,l,t+h,l+w], z.half()]
+            float(view.mix.lam[0]), [t,left,t+h,left+w], z.half()]
 
 # %% ../nbs/engine/47_costs.ipynb #e20a6c46
 FORMATS = dict(ours=write_labels, FKD=write_fkd) # name -> function that asks and writes
@@ -75,7 +75,7 @@ def relabel_profile(
     steps:int,       # batches that count, after two that do not
     classes:int=1000,# C, length of an answer
     device=None,     # `None`: `pick_device`
-) -> pd.DataFrame:   # a row a format and operation: `cpu_ms` a batch, median and from `low` to `high`, `cpu_mb`, `bytes` on disk a label; with CUDA `device_ms` and `device_mb`
+) -> pd.DataFrame:   # per format and operation: `cpu_ms` per batch (median, `low`, `high`), `cpu_mb`, `bytes` per label
     "What each part of writing labels costs, in our format and the field's (as Table 26 of Xiao & He 2025, 2502.06434)."
     if steps<1 or batch<2:
         raise Refused(f"steps={steps}, batch={batch}", "at least one batch counts, of at least two images")
@@ -88,7 +88,8 @@ def relabel_profile(
     out = []
     for name,write in FORMATS.items():
         with tempfile.TemporaryDirectory() as d:
-            p = profile_of(lambda: write(Path(d)/'labels', data, recipe, live, device=dev), dev, profile_memory=True)
+            job = partial(write, Path(d)/'labels', data, recipe, live, device=dev)
+            p = profile_of(job, dev, profile_memory=True)
             held = sum(f.stat().st_size for f in Path(d).rglob('*') if f.is_file() and f.suffix!='.json')
         out.append(_operations(p, steps, dev.type=='cuda').assign(format=name, bytes=held/(recipe.epochs*len(data))))
     return pd.concat(out, ignore_index=True)
@@ -122,7 +123,7 @@ RELABELLED = (dict(arch='resnet18', size=224, batch=64, steps=12, classes=1000),
 def relabelling(
     runs=RELABELLED, # arguments of `relabel_profile`
     device=None,     # `None`: `pick_device`
-) -> pd.DataFrame:   # their rows; `attrs` say on what machine, and how busy it was: processes waiting or running beforehand, a minute's mean
+) -> pd.DataFrame:   # their rows; `attrs` say on what machine, and its load in the minute before
     "Profile relabelling in several settings, one after the other."
     dev = pick_device(device)
     load = os.getloadavg()[0]
@@ -154,7 +155,7 @@ def step_memory(
     device=None,   # `None`: `pick_device`
     dtype=None,    # autocast type; `None`: `pick_dtype`, as `train`
 ) -> float:        # MB (2²⁰ bytes); lower is better
-    "Peak memory of one step of AdamW, forward, backward and update, beyond weights and optimiser state (Table 2 of Xiao & He 2025, 2502.06434)."
+    "Return peak memory of one AdamW step beyond weights and optimiser state (Xiao & He 2025, 2502.06434, Table 2)."
     if batch<2: raise Refused(f"batch={batch}", "batch normalisation needs at least two images")
     dev = pick_device(device)
     net = make_model(arch, classes, size)
@@ -180,7 +181,7 @@ def pixel_speed(
     rounds:int=5,
     device=None,    # `None`: `pick_device`
     dtype=None,     # autocast type; `None`: `pick_dtype`
-) -> pd.DataFrame:  # a row a round: images·iterations a second of the network 'alone', of the 'loop' without statistics, and with its 'hooks'
+) -> pd.DataFrame:  # per round: images·iterations per second of the network 'alone', the bare 'loop', and with 'hooks'
     "SRe2L's loop against the forward and backward passes that it cannot do without."
     dev = pick_device(device)
     data = replace(photos(batch, size), classes=tuple(range(classes)))

@@ -26,7 +26,7 @@ def crop_advantage(
     ratios=RATIOS,   # shares of the area that training's crop keeps; the crop is square
     n_crops:int=16,  # of training's crops an image and share
     seed:int=0,      # draws them, the same for both sets
-) -> Tensor:         # (R,2,N) float64: −log p_y and entropy of D′ less those of D under crops of each share, nats; negative = D′ is ahead
+) -> Tensor:         # (R,2,N) float64: NLL and entropy of D′ less those of D per share, nats; < 0: D′ ahead
     "What training's crops leave of a crop made before (Xiao & He 2025, 2502.06434, Theorem 4.2)."
     if not torch.equal(whole.index, cropped.index):
         raise Refused(f"the two sets hold other images ({len(whole)} and {len(cropped)}) or in another order",
@@ -39,7 +39,7 @@ def zero_crossing(
     gap:Tensor,    # (R,N) float, from `crop_advantage`, one of its two measures
     n:int=2000,    # resamples of the images
     seed:int=0,
-) -> dict:         # `r`: where the mean gap first becomes positive, between shares by a straight line; NaN = nowhere; `lo`, `hi`: 95 % of the resamples that cross; `cross`: share of resamples that do; `start`: gap as stored
+) -> dict:         # `r`: mean gap first positive (NaN: nowhere), 95 % `lo`, `hi`, share that `cross`, gap `start`
     "The share at which an advantage is gone; the larger it is, the sooner."
     r, N = np.asarray(ratios, float), gap.shape[1]
     if len(r)!=len(gap):
@@ -93,7 +93,7 @@ def sign_table(
     rows:pd.DataFrame, # likewise
     value:str,         # a column of numbers
     at:float=0.,       # what they are compared with
-) -> pd.DataFrame:     # LOWS × SUBSETS: 'above', 'below', or 'open' if Student's 95 % interval over the seeds holds `at`
+) -> pd.DataFrame:     # MIN_AREAS × SUBSETS: 'above', 'below', or 'open' if the 95 % interval over seeds holds `at`
     "On which side of a number a measurement lies."
     from scipy.stats import ttest_1samp
     def side(v):

@@ -75,7 +75,8 @@ def _tiny(split, size, zoom):
     if not root.exists(): raise Refused(f"Tiny-ImageNet is not at {root}", "unpack tiny-imagenet-200.zip there")
     if split=='train': return read_folder(root/'train', size, zoom)
     classes = tuple(sorted(d.name for d in (root/'train').iterdir() if d.is_dir()))
-    files, wnids = zip(*[l.split('\t')[:2] for l in (root/'val'/'val_annotations.txt').read_text().splitlines()])
+    files, wnids = zip(*[label.split('\t')[:2]
+                         for label in (root/'val'/'val_annotations.txt').read_text().splitlines()])
     images = _hold([str(root/'val'/'images'/f) for f in files], size, zoom, None, 'reading tinyimagenet test')
     return ImageSet(images, torch.tensor([classes.index(w) for w in wnids]), classes, files=files)
 
@@ -107,7 +108,7 @@ DATASETS = { # name -> DataInfo
 }
 
 def load_data(
-    what,               # a key of `DATASETS`, an image folder, a .parquet file (or a folder of them), an .npz from `save_npz`
+    what,               # a key of `DATASETS`, an image folder, a .parquet file (or several), an .npz of `save_npz`
     split:str='train',  # 'train' or 'test', for a key of `DATASETS`
     size:int|None=None, # working size, pixels; `None`: the native one
     zoom:float=1.,      # see `center_crop_resize`

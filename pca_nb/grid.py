@@ -35,7 +35,7 @@ def run_grid(
     cfgs,                 # `RunCfg`s
     rows:ResultStore,            # where rows are kept
     home=None,            # folder for scores and checkpoints; `None`: `runs_dir`
-    sources:dict={},      # data name -> (train, test) for `load_data`, when it is no key of `DATASETS`
+    sources:dict|None=None, # data name -> (train, test) for `load_data`, when it is no key of `DATASETS`
     executor:Executor|None=None, # runs the rows: anything with `submit`; `None`: this process
     device=None,          # `None`: `pick_device`
 ) -> pd.DataFrame:        # `rows.frame(cfgs)`
@@ -103,7 +103,7 @@ def _sets(cfg, sources):
     (_,te) = _paths(cfg, sources)
     return full, match_classes(load_data(te or cfg.data, 'test', cfg.size, cfg.recipe.eval_zoom), full)
 
-def _paths(cfg, sources): return (None, None) if cfg.data in DATASETS else lookup(sources, cfg.data, 'data set')
+def _paths(cfg, sources): return (None, None) if cfg.data in DATASETS else lookup(sources or {}, cfg.data, 'data set')
 def _full(cfg, sources, size): return load_data(_paths(cfg, sources)[0] or cfg.data, 'train', size)
 
 def _score_file(cfg, home):
@@ -113,7 +113,7 @@ def _score_file(cfg, home):
 def recorded(
     cfg:RunCfg,     # a run; `None` is answered if its method ranks by nothing
     home=None,      # folder of the grid; `None`: `runs_dir`
-    sources:dict={},# as in `run_grid`
+    sources:dict|None=None, # as in `run_grid`
     device=None,    # `None`: `pick_device`
 ):                  # `Dynamics` or `None`
     "The scores a run ranks by, recorded now or read back."
@@ -123,7 +123,7 @@ def recorded(
 def taught(
     cfg:RunCfg,     # a run
     home=None,      # folder of the grid; `None`: `runs_dir`
-    sources:dict={},# as in `run_grid`
+    sources:dict|None=None, # as in `run_grid`
     device=None,    # `None`: `pick_device`
 ) -> list:          # `Teacher`s; none, if its labels are hard
     "The teachers of a run, trained now or read back; one that knows little more than chance is refused."
@@ -132,7 +132,7 @@ def taught(
 def asked(
     cfg:RunCfg,     # a run
     home=None,      # folder of the grid; `None`: `runs_dir`
-    sources:dict={},# as in `run_grid`
+    sources:dict|None=None, # as in `run_grid`
     device=None,    # `None`: `pick_device`
 ) -> list:          # `Teacher`s; none, if its method asks none
     "The networks that choose or make a run's images, trained now or read back."
@@ -150,7 +150,7 @@ def _trained(cfg, teachers, home, sources, device):
 def distilled(
     cfg:RunCfg,     # a run whose method asks networks; `None` is answered for others
     home=None,      # folder of the grid; `None`: `runs_dir`
-    sources:dict={},# as in `run_grid`
+    sources:dict|None=None, # as in `run_grid`
     device=None,    # `None`: `pick_device`
 ):                  # (`ImageSet`, notes), or `None`
     "The set of a run that networks chose or made, made now or read back."
@@ -209,7 +209,7 @@ def _clear(home, cfg):
 # %% ../nbs/benchmark/39_grid.ipynb #564426e6
 def process_pool(
     workers:int=0, # processes; 0 = one a core
-    modules=(),    # names of modules that each imports first: yours, where methods are registered; a wrong one is an ImportError here
+    modules=(),    # names of modules that each imports first: yours, where methods are registered
 ) -> Executor:
     "Processes with one thread each: small networks gain more from two runs at once than from two threads in one."
     modules = [modules] if isinstance(modules, str) else list(modules)

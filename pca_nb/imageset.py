@@ -51,7 +51,8 @@ class ImageSet:
         n = sorted(set(self.counts.tolist()))
         per = f'{n[0]} a class' if len(n)==1 else f'{n[0]} to {n[-1]} a class'
         tiles = f', each {self.grid}×{self.grid} images' if self.grid>1 else ''
-        return f"ImageSet({self.name or 'unnamed'}: {len(self)} of {'×'.join(map(str, self.size))} px{tiles}, {self.n_classes} classes, {per})"
+        size = '×'.join(map(str, self.size))
+        return f"ImageSet({self.name or 'unnamed'}: {len(self)} of {size} px{tiles}, {self.n_classes} classes, {per})"
 
 # %% ../nbs/library/05_imageset.ipynb #76710c92
 def _check_set(s):
@@ -84,7 +85,7 @@ def match_classes(
 def content_hash(
     data:ImageSet,
 ) -> str: # 12 hex digits
-    "A name for a set's content: pixels (on demand: names, and the first and last image), size, labels, classes, cells, normalisation."
+    "Return a name for a set's content: pixels (on demand: file names, first and last image), labels, classes, cells."
     from hashlib import sha1
     there = isinstance(data.images, Tensor)
     pixels = data.images if there else data.images[torch.tensor([0,len(data)-1])]

@@ -109,7 +109,7 @@ def fkd_bytes(
     labels:int,    # how many: images × epochs
     n_classes:int, # C
 ) -> int:          # bytes, without the archive's own overhead
-    "What the field's format takes: 25 bytes of view and C half floats (Shen & Xing 2022, 2112.01528, as in SRe2L's code)."
+    "Return what the FKD format takes: 25 bytes of view and C half floats (Shen & Xing 2022, 2112.01528; SRe2L's code)."
     return labels*(25+2*n_classes)
 
 def label_bytes(
@@ -149,7 +149,7 @@ def label_batch(
 def write_labels(
     path,              # folder to write; must not exist yet
     data:ImageSet,     # the small set
-    recipe:SoftRecipe, # its epochs, batch and views; loss, optimiser and schedule may be others when the labels are used
+    recipe:SoftRecipe, # its epochs, batch and views; loss, optimiser and schedule may differ when labels are used
     labels:TeacherLabels,       # who answers
     seed:int=0,        # draws order and views, as `train` would
     cfg:LabelStoreCfg=LabelStoreCfg(), # how they are kept

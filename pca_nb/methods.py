@@ -142,7 +142,7 @@ def method_cfg_for(
 
 # %% ../nbs/benchmark/35_methods.ipynb #e04b7c16
 def _seen(method, recipe):
-    "How composites are seen: as the recipe says if it does (RDED's shuffle), else as the method does; plain images have no cells."
+    "Return how composites are seen: as the recipe says if it does (RDED's shuffle), else as the method does."
     own = recipe.augment.patches
     return own if method.patches=='extract' and own!='none' else method.patches
 
@@ -153,7 +153,7 @@ def check_output(
     ipc:int,       # stored images a class
     method:str,    # its name, for the message
 ) -> ImageSet:     # `s`
-    "Refuse a set that cannot stand beside others: of another number, size or kind of images, or with a false provenance."
+    "Refuse a set that cannot stand beside others: another number, size or kind of images, or a false provenance."
     same = dict(classes=(s.classes, full.classes), size=(s.size, full.size), stats=(s.stats, full.stats),
                 images=(len(s), ipc*full.n_classes))
     for what,(is_,should) in same.items():

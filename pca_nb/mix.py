@@ -28,8 +28,8 @@ def _clipped_boxes(h, w, size, u):
     y = (u[0]*H).long()
     x = (u[1]*W).long()
     t = (y-half(h)).clamp(0,H)
-    l = (x-half(w)).clamp(0,W)
-    return torch.stack([t, l, (y+half(h)).clamp(0,H)-t, (x+half(w)).clamp(0,W)-l], 1)
+    item = (x-half(w)).clamp(0,W)
+    return torch.stack([t, item, (y+half(h)).clamp(0,H)-t, (x+half(w)).clamp(0,W)-item], 1)
 
 # %% ../nbs/library/13_mix.ipynb #16a58775
 def draw_mix(
@@ -43,7 +43,7 @@ def draw_mix(
     g:torch.Generator|None=None,
     device='cpu',
 ) -> MixParams:
-    "Parameters of CutMix (Yun et al. 2019, 1905.04899), MixUp (Zhang et al. 2018, 1710.09412) or Cutout (DeVries & Taylor 2017, 1708.04552)."
+    "Draw CutMix (Yun et al. 2019, 1905.04899), MixUp (Zhang 2018, 1710.09412) or Cutout (DeVries 2017, 1708.04552)."
     m, (H,W) = (1 if per=='batch' else n), size
     partner = torch.rand(n, generator=g, device=device).argsort()
     gam = torch._standard_gamma(torch.full((2,m), float(alpha), device=device), generator=g)
@@ -65,9 +65,9 @@ def apply_mix(
     if mix.kind=='mixup':
         lam = mix.lam[:,None,None,None].to(x.dtype)
         return lam*x+(1-lam)*x[mix.partner]
-    t,l,h,w = mix.box[:,:,None].unbind(1)
+    t,left,h,w = mix.box[:,:,None].unbind(1)
     y,z = (torch.arange(s, device=x.device) for s in x.shape[-2:])
-    inside = (((y>=t)&(y<t+h))[:,:,None] & ((z>=l)&(z<l+w))[:,None])[:,None]
+    inside = (((y>=t)&(y<t+h))[:,:,None] & ((z>=left)&(z<left+w))[:,None])[:,None]
     return torch.where(inside, 0. if mix.kind=='cutout' else x[mix.partner], x)
 
 # %% ../nbs/library/13_mix.ipynb #d24f9d67

@@ -30,7 +30,7 @@ class ConvNet(nn.Sequential):
         def block(i):
             return [nn.Conv2d(width if i else 3, width, 3, padding=1), lookup(make, norm, 'norm')(),
                     nn.ReLU(inplace=True), nn.AvgPool2d(2)]
-        super().__init__(*[l for i in range(depth) for l in block(i)], nn.Flatten(),
+        super().__init__(*[item for i in range(depth) for item in block(i)], nn.Flatten(),
                          nn.Linear(width*(size>>depth)**2, n_classes))
 
 # %% ../nbs/library/15_models.ipynb #a98d3e81
@@ -53,7 +53,8 @@ def _swin(n_classes, size):
                            block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2)
 
 MODELS = { # name -> builder(n_classes, size)
-    **{f'convnet{d}-w32': partial(ConvNet, depth=d, width=32, norm='batch') for d in (2,3,4,5)}, # small ones for two CPU cores: 16, 32, 64 and 128 px
+    # small ones for two CPU cores: 16, 32, 64 and 128 px
+    **{f'convnet{d}-w32': partial(ConvNet, depth=d, width=32, norm='batch') for d in (2,3,4,5)},
     'convnet3':     ConvNet, # the distillation literature's
     'convnet3-w64': partial(ConvNet, width=64, norm='batch'),
     'convnet3-bn':  partial(ConvNet, norm='batch'),

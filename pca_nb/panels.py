@@ -199,6 +199,8 @@ def pca_code(x='el2n', rule='easyB', ipc=2, factor=2, cls=0, epoch=0, shrink='ls
     "The calls that make `pca_panel`'s picture, from the same parameters."
     return f'''from pca_nb.scores import difficulty
 from pca_nb.panels import pca_panel, next_views, small_set
-idx, s = small_set(full, difficulty(dynamics, {x!r}), {rule!r}, ipc={ipc}, factor={factor}, shrink={shrink!r})   # positions; the set
+scores = difficulty(dynamics, {x!r})
+idx, s = small_set(full, scores, {rule!r}, ipc={ipc}, factor={factor}, shrink={shrink!r})   # positions; the set
 seen = next_views(s, {cls*ipc}, 'extract', epoch={epoch}, crop=({crop:g}, 1.))
-pca_panel(full, dynamics, {x!r}, {rule!r}, ipc={ipc}, factor={factor}, cls={cls}, epoch={epoch}, shrink={shrink!r}, crop={crop:g})'''
+pca_panel(full, dynamics, {x!r}, {rule!r}, ipc={ipc}, factor={factor}, cls={cls}, epoch={epoch},
+          shrink={shrink!r}, crop={crop:g})'''

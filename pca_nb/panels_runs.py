@@ -162,12 +162,13 @@ label_panel(s, net, {i}, {k}, {temperature:g}, {codec!r}, {crop:g})'''
 # %% ../nbs/app/49_panels_runs.ipynb #e725001a
 def run_panel(
     rows:pd.DataFrame, # `ResultStore.frame`, or an empty one
-    curves={},         # name of a run -> [(epoch, top-1 %)]
+    curves=None,       # name of a run -> [(epoch, top-1 %)]
 ) -> Picture:
     "Curves of running work, and the finished rows."
     fig = Picture(figsize=(9.4,3.2), dpi=80)
     a = fig.add_axes((.07,.16,.4,.72))
     b = fig.add_axes((.66,.16,.32,.72))
+    curves = curves or {}
     for k,(nm,c) in enumerate(curves.items()):
         a.plot(*zip(*c), color='C0' if k==len(curves)-1 else 'lightgrey', lw=1.2, label=nm if k==len(curves)-1
                else None)
@@ -176,11 +177,11 @@ def run_panel(
     b.set(xlabel='top-1 (%)', title=f"{len(rows)} finished run{'s'*(len(rows)!=1)}")
     if len(rows):
         names = list(dict.fromkeys(zip(rows.method, rows.ipc, rows.labels)))
-        for y,(m,i,l) in enumerate(names):
-            v = rows[(rows.method==m)&(rows.ipc==i)&(rows.labels==l)].top1
+        for y,(m,i,label) in enumerate(names):
+            v = rows[(rows.method==m)&(rows.ipc==i)&(rows.labels==label)].top1
             b.plot(v, [y]*len(v), 'o', color='C0', ms=4)
             b.plot([v.mean()]*2, [y-.3,y+.3], color='C0')
-        b.set_yticks(range(len(names)), [f'{m}, IPC {i}'+', soft'*(l=='soft') for m,i,l in names], fontsize=7)
+        b.set_yticks(range(len(names)), [f'{m}, IPC {i}'+', soft'*(label=='soft') for m,i,label in names], fontsize=7)
         b.invert_yaxis()
     else: b.set_yticks([])
     for ax in (a,b):
@@ -200,14 +201,17 @@ def run_cfgs(
     **scale,       # `total` steps and others of `run_cfg`
 ) -> list:         # `RunCfg`s
     "The runs of a board's choice: every method, IPC, kind of labels and seed."
-    return [run_cfg(data, m, i, s, l, **scale) for i in ipcs for l in labels for m in methods for s in range(seeds)]
+    return [run_cfg(data, m, i, s, label, **scale) for i in ipcs for label in labels for m in methods
+            for s in range(seeds)]
 
 def run_code(methods, ipcs, labels, seeds, data='digits', path='rows.jsonl', **scale) -> str:
-    "The calls that make the same rows."
+    "Return the calls that make the same rows."
+    more = [f', {k}={v!r}' for k,v in scale.items()]
     return f'''from pca_nb.grid import run_grid
 from pca_nb.result_store import ResultStore
-from pca_nb.stats import pretty, summary
+from pca_nb.stats import format_table, summary
 from pca_nb.panels_runs import run_cfgs, run_panel
-rows = run_grid(run_cfgs({list(methods)!r}, {list(ipcs)!r}, {list(labels)!r}, {seeds}, {data!r}{''.join(f', {k}={v!r}' for k,v in scale.items())}), ResultStore({str(path)!r}))   # those that are there are read
-print(pretty(summary(rows)))
+cfgs = run_cfgs({list(methods)!r}, {list(ipcs)!r}, {list(labels)!r}, {seeds}, {data!r}{''.join(more)})
+rows = run_grid(cfgs, ResultStore({str(path)!r}))   # those that are there are read
+print(format_table(summary(rows)))
 run_panel(rows)'''

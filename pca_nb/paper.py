@@ -125,8 +125,9 @@ PAPER_CROPS = { # Table -> what -> subset -> values, mean or (mean, std) over im
                            names=('easyB','hardB','random'))},
     'T14': {'corr':       dict(zip(_EASY_TO_HARD, (-.70,.66,.46,.03,-.60))),
             'concordant': dict(zip(_EASY_TO_HARD, (.25,.87,.85,.56,.29))),
-            'nll':        dict(zip(_EASY_TO_HARD, ((-.05,.48),(.21,.24),(.76,.74),(.66,.89),(-.10,.70)))), # the rows' labels are lost;
-            'entropy':    dict(zip(_EASY_TO_HARD, ((.21,.39),(.30,.48),(.62,.72),(.26,.69),(.23,.62))))},  # the last equals Table 16's first
+            # the rows' labels are lost; the last equals Table 16's first
+            'nll':        dict(zip(_EASY_TO_HARD, ((-.05,.48),(.21,.24),(.76,.74),(.66,.89),(-.10,.70)))),
+            'entropy':    dict(zip(_EASY_TO_HARD, ((.21,.39),(.30,.48),(.62,.72),(.26,.69),(.23,.62))))},
     'T15': {'p_entropy': _rows(((.59,.28),(.60,.28),(.67,.26),(.58,.28),(.57,.28)),
                                ((.59,.29),(.58,.29),(.64,.28),(.56,.29),(.55,.29)),
                                ((.60,.31),(.57,.31),(.60,.30),(.55,.31),(.55,.31)),

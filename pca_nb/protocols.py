@@ -56,10 +56,11 @@ def recipe_for(
     recipe:Recipe,     # the published constants
     protocol:Protocol, # what the pictures ask for
     n:int,             # images in the set
-    scale={},          # `steps_per_epoch`, `min_steps`, `min_batch` of `scale_recipe`
+    scale:dict|None=None, # `steps_per_epoch`, `min_steps`, `min_batch` of `scale_recipe`
 ) -> Recipe:
     "A recipe for `n` images: batch and epochs scaled, the protocol's views where it has none of its own."
-    r = scale_recipe(replace(recipe, batch=HARD.batch, epochs=1 if 'min_steps' in scale else protocol.epochs), n,
+    r = scale_recipe(replace(recipe, batch=HARD.batch, epochs=1 if 'min_steps' in (scale or {}) else protocol.epochs),
+                     n,
                      **scale)
     own = {k:v for k,v in vars(recipe.augment).items() if v!=getattr(AugmentCfg(), k)}
     return replace(r, batch=min(n, round(r.batch*recipe.batch/HARD.batch)), augment=replace(protocol.augment, **own))
@@ -73,7 +74,7 @@ def scoring_cfg(
     seed:int=0,  # of the run that ranks by them
     arch:str='', # scores images that have no protocol of their own; '' = by size
 ) -> ScoringCfg:
-    "The scoring run of the data's protocol: SGD as in CCS's, at least 40 steps an epoch; on images of your own its rate follows the batch."
+    "Return the scoring run of the data's protocol: CCS's SGD, at least 40 steps per epoch; own images: rate by batch."
     p = protocol_for(data, size)
     size = p.score_size or size
     recipe = scale_recipe(replace(RECIPES['ccs'], epochs=p.score_epochs), n_full, steps_per_epoch=40)

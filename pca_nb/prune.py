@@ -21,7 +21,8 @@ def by_difficulty(
 ) -> Tensor:           # (N,) int64 positions, easiest first
     "All images from easiest to hardest."
     if (bad := scores.isnan().sum().item()):
-        raise Refused(f"{bad} of {len(scores)} scores are NaN (first at position {scores.isnan().nonzero()[0].item()})", "record them again")
+        first = scores.isnan().nonzero()[0].item()
+        raise Refused(f"{bad} of {len(scores)} scores are NaN (first at position {first})", "record them again")
     mix = torch.randperm(len(scores), generator=g)
     return mix[scores[mix].argsort(stable=True)]
 

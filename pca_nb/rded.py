@@ -24,7 +24,8 @@ from .augment import normalise
 # %% ../nbs/library/27_rded.ipynb #1b6f2e90
 CROP_METRICS = dict( # name -> (B,) float of (B,C) logits and (B,) labels, in nats; the lowest is kept
     nll=lambda logits,y: F.cross_entropy(logits, y, reduction='none'), # realism, RDED's
-    entropy=lambda logits,y: torch.special.entr(logits.softmax(1)).sum(1)) # doubt, whatever the label: Xiao & He 2025, Table 10
+    # doubt, whatever the label: Xiao & He 2025, Table 10
+    entropy=lambda logits,y: torch.special.entr(logits.softmax(1)).sum(1))
 
 @dataclass(frozen=True)
 class CropSearchCfg:
@@ -105,9 +106,9 @@ def _lay(images, boxes, f):
     "Composites (ipc,3,H,W) of ranked images and their boxes, each crop straight at its cell's size."
     ipc, size = len(images)//f**2, images.shape[-2:]
     out = torch.empty_like(images[:ipc])
-    for k,(t,l,h,w) in enumerate(cell_boxes(torch.arange(f*f), f, size).tolist()):
+    for k,(t,left,h,w) in enumerate(cell_boxes(torch.arange(f*f), f, size).tolist()):
         ranks = slice(k*ipc, (k+1)*ipc)
-        out[..., t:t+h, l:l+w] = crop_images(images[ranks], boxes[ranks], (h,w))
+        out[..., t:t+h, left:left+w] = crop_images(images[ranks], boxes[ranks], (h,w))
     return out
 
 # %% ../nbs/library/27_rded.ipynb #f81a60c3

@@ -33,7 +33,7 @@ def _fused(groups): return groups[0]['params'][0].device.type in ('cpu','cuda')
 
 @dataclass(frozen=True)
 class Recipe:
-    "Every constant of an evaluation protocol; the defaults are the paper's standard hard-label setting (Table 1, CDA's column)."
+    "Every constant of an evaluation protocol; defaults: the paper's standard hard-label setting (Table 1, CDA)."
     augment:AugmentCfg=AugmentCfg()   # from stored image to network
     epochs:int=300              # passes over the set
     batch:int=128               # images a step; the last step of an epoch may have fewer

@@ -27,7 +27,9 @@ def figure_html(fig, caption:str='') -> str:
     buf = io.BytesIO()
     fig.savefig(buf, format='png', dpi=130)
     plt.close(fig)
-    return f'<figure><img src="data:image/png;base64,{base64.b64encode(buf.getvalue()).decode()}"/><figcaption>{html.escape(caption)}</figcaption></figure>'
+    image = base64.b64encode(buf.getvalue()).decode()
+    return (f'<figure><img src="data:image/png;base64,{image}"/>'
+            f'<figcaption>{html.escape(caption)}</figcaption></figure>')
 
 def frame_html(frame:pd.DataFrame, caption:str='') -> str:
     "A frame as an HTML table with its caption."
@@ -43,8 +45,10 @@ def markdown_table(frame:pd.DataFrame) -> str:
 
 PAGE = Template('''<!doctype html><html lang="en"><head><meta charset="utf-8"><title>$title</title><style>
 body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;font-size:.85rem}th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
-th:first-child{text-align:left}img{max-width:100%}figure{margin:1rem 0;overflow-x:auto}figcaption{color:#666;font-size:.85rem;margin-top:.3rem}
+table{border-collapse:collapse;font-size:.85rem}
+th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
+th:first-child{text-align:left}img{max-width:100%}figure{margin:1rem 0;overflow-x:auto}
+figcaption{color:#666;font-size:.85rem;margin-top:.3rem}
 </style></head><body><h1>$title</h1>$body</body></html>''')
 
 # %% ../nbs/benchmark/43_report.ipynb #93017405
@@ -73,7 +77,7 @@ def write_report(
     frame:pd.DataFrame,    # `ResultStore.frame` of one data set and protocol
     path,                  # the .html file
     full:ImageSet|None=None, # the full set: adds pictures and bytes
-    dynamics=None,         # scores recorded over all epochs: adds their histogram, both ends, and the sets of methods that rank
+    dynamics=None,         # scores recorded over all epochs: adds their histogram, both ends, and ranked sets
     title:str='pca_nb: hard labels', # heading
 ) -> Path:
     "A self-contained HTML page of a finished grid."

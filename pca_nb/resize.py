@@ -32,7 +32,7 @@ def resize_weights(
 
 # %% ../nbs/library/11_resize.ipynb #c17408b2
 def _sample_positions(start, length, total, size, flip=None):
-    "(B,size) float positions in [-1,1] at which an enlarged window is read, a rounding error inside its outermost pixels."
+    "Return (B,size) positions in [-1,1] at which an enlarged window is read, a rounding error inside its border."
     i = torch.arange(.5, size, device=start.device)
     edge = (1e-6*total*(length>1))[:,None]
     at = (i*(length/size)[:,None]-.5).clamp_(edge, (length-1)[:,None]-edge)+start[:,None]

@@ -23,9 +23,9 @@ class ResultStore:
         "What the file holds: the first complete row of each key, and what cannot be used."
         if self.path.is_dir(): raise Refused(f"{self.path} is a folder", "name a file for the rows")
         rows, bad = {}, {}
-        for n,l in enumerate(self.path.read_text(errors='replace').splitlines() if self.path.exists() else [], 1):
-            if r := _row(l): rows.setdefault(r['key'], r)
-            elif l.strip(): bad[n] = l
+        for n,line in enumerate(self.path.read_text(errors='replace').splitlines() if self.path.exists() else [], 1):
+            if r := _row(line): rows.setdefault(r['key'], r)
+            elif line.strip(): bad[n] = line
         return rows, bad
     def all(self) -> list: return list(self.lines()[0].values())
     def __contains__(self, cfg): return cfg.key in self.lines()[0]

@@ -73,10 +73,10 @@ def run_cfg(
     factor:int=0,        # cells along each axis; 0 = the method's own
     shrink:str='',       # a key of `SHRINKS`; '' = the protocol's
     augment:dict|None=None, # fields of `AugmentCfg` that differ from the protocol's, for the students only
-    teachers:tuple=('',),   # keys of `MODELS` for a soft recipe; '' = the protocol's; one named again gets the next seed
+    teachers:tuple=('',),   # keys of `MODELS` for a soft recipe; '' = the protocol's; a repeated one has the next seed
     labels:LabelStoreCfg|None=None, # how soft labels are stored; `None` = the teachers are queried live
     iteration_share:float=0., # share of the published iterations, for distillation; 0 = the protocol's
-    **scale,             # `steps_per_epoch`, `min_steps`, `min_batch` of `scale_recipe`; `min_steps` overrides the protocol's epochs
+    **scale,             # `steps_per_epoch`, `min_steps` (overrides the protocol's epochs), `min_batch`: `scale_recipe`
 ) -> RunCfg:
     "Return the configuration of one row, every constant filled in."
     m = lookup(METHODS, method, 'method')

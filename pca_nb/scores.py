@@ -79,13 +79,15 @@ class Dynamics:
         return atomic_write(Path(path), write)
 
 SCORES = { # name -> (N,) float from `Dynamics`; larger = harder
-    'el2n':           lambda d: d.sums['el2n'],                              # Paul et al. 2021, 2107.07075; summed as in CCS's file
+    'el2n':           lambda d: d.sums['el2n'], # Paul et al. 2021, 2107.07075; summed as in CCS's file
     'el2n-mean':      lambda d: d.sums['el2n']/min(d.el2n_epochs, d.epochs), # per epoch, in [0,√2]
     'forgetting':     lambda d: d.sums['forgotten'],                         # CCS, DeepCore: never-learned = 0
-    'forgetting-el2n':lambda d: d.sums['forgotten']+d.sums['el2n']/(2*d.el2n_epochs), # our addition: EL2N, always below 1 here, breaks its ties
-    'forgetting-inf': lambda d: torch.where(d.sums['correct']==0, torch.inf, d.sums['forgotten']), # Toneva et al. 2019, 1812.05159
+    # our addition: EL2N, always below 1 here, breaks its ties
+    'forgetting-el2n':lambda d: d.sums['forgotten']+d.sums['el2n']/(2*d.el2n_epochs),
+    # Toneva et al. 2019, 1812.05159
+    'forgetting-inf': lambda d: torch.where(d.sums['correct']==0, torch.inf, d.sums['forgotten']),
     'aum':            lambda d: -d.sums['margin'],                           # CCS: sum of probability margins
-    'aum-logit':      lambda d: -d.sums['logit_margin']/d.epochs,            # Pleiss et al. 2020, 2001.10528: mean logit margin
+    'aum-logit':      lambda d: -d.sums['logit_margin']/d.epochs, # Pleiss et al. 2020, 2001.10528: mean logit margin
     'correctness':    lambda d: -d.sums['correct'],                          # CCS
     'entropy':        lambda d: d.sums['entropy'],                           # nats, last epoch
 }
@@ -174,7 +176,7 @@ def check_length(path, have, n):
 def scoring_accuracy(
     dynamics:Dynamics, # of a recording run
     labels:Tensor,     # (N,) int64 of its images
-) -> tuple:            # percent of its answers that were right, over all epochs; percent that always naming the largest class would give
+) -> tuple:            # percent of predictions that were right over all epochs; percent of the largest class
     "Whether the network that scores come from knew anything."
     if len(dynamics)!=len(labels):
         raise Refused(f"{len(dynamics):,} images were recorded, {len(labels):,} labels are given",

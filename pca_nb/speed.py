@@ -123,8 +123,8 @@ def v2_views(data:ImageSet, n:int):
     crop = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True),
                        v2.Normalize(*IMAGENET_STATS)])
     boxes = cell_boxes(torch.randint(4, (n,), generator=generator(0)), 2, data.size).tolist()
-    return lambda: per_second(n, lambda: torch.stack([crop(im[:, t:t+h, l:l+w])
-                                                      for im,(t,l,h,w) in zip(data.images[:n], boxes)]))
+    return lambda: per_second(n, lambda: torch.stack([crop(im[:, t:t+h, left:left+w])
+                                                      for im,(t,left,h,w) in zip(data.images[:n], boxes)]))
 
 def kornia_views(data:ImageSet, batch:int, device):
     "kornia's batched crop, flip and normalise; whichever of its two ways to crop is faster here."
@@ -263,7 +263,7 @@ def our_reading(folder, seen=lambda: None):
     return lambda: per_second(len(lazy), epoch)
 
 def memory_swing(folder):
-    "Half of what resident memory moves over an epoch after the first, as a share of its mean; 0 where it cannot be read."
+    "Return half of what resident memory moves over an epoch after the first, as a share of its mean."
     held = []
     run = our_reading(folder, lambda: held.append(resident_bytes()))
     def swing():
@@ -352,8 +352,8 @@ def format_speed(table:pd.DataFrame) -> pd.DataFrame:
     "The table as it is printed: ratio, its range over the rounds, the target and the verdict."
     def num(v): return '' if v is None or np.isnan(v) else f'{v:,.0f}' if v>=100 else f'{v:.3g}'
     return pd.DataFrame({'against':table.against, 'ratio':[f'{r:.2f}' for r in table.ratio],
-                         'lowest to highest':[f'{l:.2f} to {h:.2f} ({n})'
-                                              for l,h,n in zip(table.low, table.high, table.n)],
+                         'lowest to highest':[f'{low:.2f} to {h:.2f} ({n})'
+                                              for low,h,n in zip(table.low, table.high, table.n)],
                          'target':['' if np.isnan(t) else f'≥ {t:g}' for t in table.target], '':table.verdict,
                          'ours':[f'{num(o)} {u}' for o,u in zip(table.ours, table.unit)],
                          'theirs':[f'{num(o)} {u}' for o,u in zip(table.theirs, table.unit)], 'note':table.note}

@@ -15,7 +15,7 @@ def summary(
     frame:pd.DataFrame,  # `ResultStore.frame`: a row a run
     by=('method','ipc'), # what makes a cell of the table
     base:str='random',   # the method differences are taken to
-) -> pd.DataFrame:       # a row a cell: `mean`, `std`, `n` of top-1 (%), `delta` to base and its 95 % interval `lo`, `hi`
+) -> pd.DataFrame:       # per cell: `mean`, `std`, `n` of top-1 (%), `delta` to base, its 95 % interval `lo`, `hi`
     "Top-1 over seeds, and how far from random (of the same variant: `pca, sgd` from `random, sgd`)."
     by, rows = list(by), []
     groups = {k:v.top1.to_numpy() for k,v in frame.groupby(by, sort=False)}
@@ -47,7 +47,7 @@ def compare(
     frame:pd.DataFrame, # `ResultStore.frame`
     better:str,         # the method that should be ahead
     worse:str,          # the method that should be behind
-) -> pd.DataFrame:      # a row an IPC: the difference of means (points), its 95 % interval, and 'holds', 'fails' or 'open'
+) -> pd.DataFrame:      # per IPC: difference of means (points), its 95 % interval, and 'holds', 'fails' or 'open'
     "Is one method ahead of another? Open if the interval holds 0."
     def at(m,i): return frame[(frame.method==m)&(frame.ipc==i)].top1.to_numpy()
     rows = [dict(claim=f'{better} > {worse}', ipc=i) | welch(at(better, i), at(worse, i))
@@ -70,7 +70,8 @@ def claims_table(
     judged:pd.DataFrame, # from `judge_claims`
 ) -> pd.DataFrame:       # a row a claim, a column a scale and IPC, as text
     "The differences with their intervals and what follows from them."
-    text = [f'{d:+.1f} [{l:+.1f}, {h:+.1f}] {v}' for d,l,h,v in zip(judged.delta, judged.lo, judged.hi, judged.verdict)]
+    text = [f'{d:+.1f} [{low:+.1f}, {h:+.1f}] {v}'
+            for d,low,h,v in zip(judged.delta, judged.lo, judged.hi, judged.verdict)]
     t = judged.assign(text=text, ipc=[f'IPC {i}' for i in judged.ipc])
     wide = t.pivot_table(index=['no','claim'], columns=['scale','ipc'], values='text', aggfunc='first', sort=False)
     return wide.rename_axis(columns=[None,None]).fillna('')
@@ -80,8 +81,8 @@ def format_table(
 ) -> pd.DataFrame:      # a row a method, two columns an IPC, as text
     "The table as it is printed: mean ± std (n), and Δ to random with its interval."
     t = table.assign(acc=[f'{m:.1f} ± {s:.1f} ({n})' for m,s,n in zip(table['mean'], table['std'], table['n'])],
-                     d=['' if np.isnan(d) else f'{d:+.1f} [{l:+.1f}, {h:+.1f}]'
-                        for d,l,h in zip(table.delta, table.lo, table.hi)])
+                     d=['' if np.isnan(d) else f'{d:+.1f} [{low:+.1f}, {h:+.1f}]'
+                        for d,low,h in zip(table.delta, table.lo, table.hi)])
     order = list(dict.fromkeys(t.method))
     ipcs = sorted(t.ipc.unique())
     wide = t.pivot(index='method', columns='ipc', values=['acc','d']).reindex(order)

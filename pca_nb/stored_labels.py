@@ -26,7 +26,8 @@ def _read_meta(path):
     file = Path(path)/'meta.json'
     if not file.exists():
         raise Refused(f"no stored labels at {path}",
-                      f"{'they are not finished, run `write_labels` again to go on' if Path(f'{path}.part').exists() else 'write them with `write_labels`'}")
+                      'they are not finished, run `write_labels` again to go on' if Path(f'{path}.part').exists()
+                      else 'write them with `write_labels`')
     try: meta = json.loads(file.read_text())
     except ValueError as e: raise Refused(f"{file} is damaged ({e})", "write the labels again") from e
     if not isinstance(meta, dict) or meta.pop('check', None)!=config_hash(meta):
@@ -86,7 +87,8 @@ class StoredLabels(LabelSource):
     def nbytes(self) -> int: # of all its files
         return sum(f.stat().st_size for f in self.path.iterdir())
     def __repr__(self):
-        return f"Stored({self.meta['steps']} steps for {self.meta['images']} images, {self.cfg.codec}, pool {self.cfg.pool!r}, {self.nbytes:,} bytes)"
+        steps, n = self.meta['steps'], self.meta['images']
+        return f"Stored({steps} steps for {n} images, {self.cfg.codec}, pool {self.cfg.pool!r}, {self.nbytes:,} bytes)"
 
     def _arrays(self, i):
         "Everything about step i."

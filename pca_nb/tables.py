@@ -33,8 +33,10 @@ SCALES = { # name -> Scale
     'cifar10':        TableScale('cifar10', 32, (10,50), 3),
     'imagenette':     TableScale('imagenette', 64, (10,50)),
     'tiny':           TableScale('tinyimagenet100', 64, (10,50), 3),
-    **{f'imagenette{s}': TableScale('imagenette', s, (10,40), 3) for s in (32,64,128,160)}, # 40 = as many images as PCA's composites hold at 10
-    **{f'tiny{c}': TableScale(f'tinyimagenet{c}', 32, (1,10,50), 3) for c in (10,25,50,100)}, # the first so many classes
+    # 40 = as many images as PCA's composites hold at 10
+    **{f'imagenette{s}': TableScale('imagenette', s, (10,40), 3) for s in (32,64,128,160)},
+    # the first so many classes
+    **{f'tiny{c}': TableScale(f'tinyimagenet{c}', 32, (1,10,50), 3) for c in (10,25,50,100)},
 }
 
 # %% ../nbs/benchmark/42_tables.ipynb #73bcb1fd
@@ -54,7 +56,7 @@ RANKS = ('el2n-easyB', *(f'el2n-rank{q}' for q in (10,25,50,75)), 'el2n-hardB') 
 CROP_RANGES = (.04, .08, .25, .5, .8)
 
 def _networks():
-    "Table 8: the set that the small network's scores chose, other students; the large ones at IPC 10, and not on digits, which are for minutes."
+    "Yield Table 8: the set that the small network's scores chose, other students; large ones at IPC 10 on photographs."
     sets = ('random','pca')
     yield Block(sets)
     yield Block(sets, note='convnet3-w64', change=dict(arch='convnet3-w64'))
@@ -133,7 +135,8 @@ TABLES = { # table -> Blocks
     'x01-size':  (Block(('random','el2n-easyB','tiles','pca'), 3, ipcs=(10,)),
                   Block(('tiles','pca'), 3, '3×3', (10,), dict(factor=3)),
                   Block(('tiles','pca'), 3, 'lsq', (10,), dict(shrink='lsq')),
-                  Block(('random','el2n-easyB'), 3, 'whole', (40,), dict(steps_per_epoch=25))), # the same batch and steps as at IPC 10
+                  # the same batch and steps as at IPC 10
+                  Block(('random','el2n-easyB'), 3, 'whole', (40,), dict(steps_per_epoch=25))),
     'x01-steps': tuple(Block(('random','pca'), 3, f'{n} steps', (10,), dict(min_steps=n)) for n in (600,4800)),
 }
 
@@ -155,8 +158,9 @@ def runs_for(
     runs = [(m+f', {b.note}'*bool(b.note), run_cfg(s.data, m, i, k, size=s.size, **b.change))
             for b in blocks for m in b.methods for i in b.ipcs or s.ipcs if i in (ipcs or s.ipcs)
             for k in range(min(b.seeds, s.seeds))]
-    first = {c.key:l for l,c in reversed(runs)}
-    return [(l,c) for l,c in runs if first[c.key]==l] # a change that changes nothing here is no row of its own
+    first = {c.key:label for label,c in reversed(runs)}
+    # a change that changes nothing here is no row of its own
+    return [(label,c) for label,c in runs if first[c.key]==label]
 
 # %% ../nbs/benchmark/42_tables.ipynb #43fc7afb
 def rows_file(
@@ -173,7 +177,7 @@ def label_rows(
     "Rows under the names they have in a table."
     have = rows.frame()
     have = {} if have.empty else {r['key']:r for r in have.to_dict('records')}
-    return pd.DataFrame([have[c.key]|dict(method=l) for l,c in runs if c.key in have])
+    return pd.DataFrame([have[c.key]|dict(method=label) for label,c in runs if c.key in have])
 
 def read_table(
     table:str, # a key of `TABLES`

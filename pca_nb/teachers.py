@@ -43,7 +43,8 @@ class Teacher:
         return config_hash({k:hashlib.sha1(v.cpu().contiguous().numpy().tobytes()).hexdigest()
                             for k,v in self.net.state_dict().items()})
     def __repr__(self):
-        return f"Teacher({self.arch}, {self.size} px, {len(self.classes) or '?'} classes{f', {self.top1:.1f} % top-1' if self.top1 is not None else ''})"
+        known = '' if self.top1 is None else f', {self.top1:.1f} % top-1'
+        return f"Teacher({self.arch}, {self.size} px, {len(self.classes) or '?'} classes{known})"
     def save(self, path):
         "Write weights and description to a file, complete or not at all."
         about = dict(arch=self.arch, size=self.size, classes=self.classes, stats=self.stats, top1=self.top1,
@@ -55,7 +56,7 @@ class Teacher:
 def load_teacher(
     path,         # a file, or 'imagenet'
     arch:str='',  # a key of `MODELS`; needed unless the file is ours
-    like:ImageSet|None=None, # images it will answer for; needed likewise: their size, classes and normalisation are taken for its own
+    like:ImageSet|None=None, # images of its kind: a bare state dict takes their size, classes and normalisation
 ) -> Teacher:     # on the CPU
     "A teacher from a file: `Teacher.save`'s, a bare state dict, or torchvision's ImageNet weights."
     state = {} if str(path)=='imagenet' else _read_state(path)
@@ -161,7 +162,8 @@ def confusion_matrix(
     for idx in torch.arange(len(data)).split(batch):
         z.append(net(normalise(data.images[idx].to(dev), data.stats)).cpu())
     z = torch.cat(z)
-    return (data.labels.cpu()*z.shape[1]+z.argmax(1)).bincount(minlength=data.n_classes*z.shape[1]).view(data.n_classes, z.shape[1])
+    pairs = data.labels.cpu()*z.shape[1]+z.argmax(1)
+    return pairs.bincount(minlength=data.n_classes*z.shape[1]).view(data.n_classes, z.shape[1])
 
 def check_compatible(
     teacher:Teacher,
@@ -185,7 +187,7 @@ def check_teacher(
     data:ImageSet,   # unseen whole images with labels
     least:float=50., # top-1 that it must reach, percent
 ) -> float:          # its top-1, percent
-    "Refuse a teacher with other classes, size or normalisation, too little knowledge of these images, or better answers in another order."
+    "Refuse a teacher with other classes, size or normalisation, that knows too little, or has its classes reordered."
     check_compatible(teacher, data)
     m = confusion_matrix(teacher.net, data)
     if m.shape[1]!=data.n_classes:
@@ -201,7 +203,7 @@ def check_teacher(
 def min_top1(
     n_classes:int, # C
 ) -> float:        # percent
-    "What a teacher must reach if nobody says: twice chance, with few classes half of the way from chance to everything."
+    "Return what a teacher must reach by default: twice chance, with few classes half of the way to 100 %."
     return min(200/n_classes, 50+50/n_classes)
 
 # %% ../nbs/library/23_teachers.ipynb #96b64db5
@@ -230,7 +232,9 @@ def _renamed(m, classes):
     top1 = 100*m.diagonal().sum().item()/m.sum().item()
     if best<50 or best<top1+5: return ''
     i = next(i for i in c if k[i]!=i)
-    return f"with its answers in another order it would be right on {best:.1f} % (it answers number {k[i]}, {classes[k[i]]!r}, to {classes[i]!r}), so its classes are in another order: reorder them"
+    example = f"it answers number {k[i]}, {classes[k[i]]!r}, to {classes[i]!r}"
+    return (f"with its answers in another order it would be right on {best:.1f} % ({example}), "
+            "so its classes are in another order: reorder them")
 
 # %% ../nbs/library/23_teachers.ipynb #1143b61c
 def ensemble_logits(

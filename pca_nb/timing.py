@@ -76,10 +76,11 @@ OPERATOR_KINDS = { # kind -> words in an operator's name
 
 def profile_of(
     run,                      # called once, without arguments
-    dev=torch.device('cpu'),  # CPU or CUDA
+    dev=None,                 # torch.device, CPU or CUDA; `None`: the CPU
     **kw,                     # torch's own options, such as `profile_memory`
 ):                            # `torch.profiler.profile`
     "What torch's profiler saw of a call."
+    dev = dev or torch.device('cpu')
     if dev.type not in ('cpu','cuda'):
         raise Refused(f"device {str(dev)!r}", "torch's profiler sees the CPU and CUDA, choose one of these")
     os.environ.setdefault('KINETO_LOG_LEVEL', '99') # its log is not for us
@@ -107,6 +108,6 @@ def operator_shares(
 def cpu_name() -> str:
     "The processor, as the system calls it."
     info = Path('/proc/cpuinfo')
-    names = [l.split(':')[1].strip() for l in info.read_text().splitlines()
-             if l.startswith('model name')] if info.exists() else []
+    names = [line.split(':')[1].strip() for line in info.read_text().splitlines()
+             if line.startswith('model name')] if info.exists() else []
     return names[0] if names else platform.processor() or platform.machine()

@@ -40,7 +40,7 @@ def param_groups(
     return [dict(params=ps, weight_decay=wd) for ps,wd in zip(groups, (recipe.weight_decay,0.)) if ps]
 
 class LabelSource:
-    "What a step learns from: these images, seen so, against this answer. Here drawn from the seed, and against the images' own labels."
+    "Where a training step's images, views and labels come from: here drawn from the seed, with the images' own labels."
     key = '' # part of a checkpoint's name
     def check(self, data, recipe):
         "Refuse what cannot go together, before any work."
@@ -58,7 +58,7 @@ class LabelSource:
         "The teacher's logits (b,C) for the normalised views `x`; `None` without a teacher."
 
 def batch_loss(logits, labels, view, recipe, part=slice(None), answer=None):
-    "Summed loss of the images `part` of a batch: soft against the teacher's answer, else cross-entropy, with labels mixed if the recipe says so."
+    "Return the summed loss of the images `part` of a batch: against the teacher's logits, else cross-entropy."
     def ce(y): return F.cross_entropy(logits, y[part], reduction='none', label_smoothing=recipe.label_smoothing)
     if recipe.soft:
         return SOFT_LOSSES[recipe.loss](logits, answer, recipe)+(recipe.hard_weight*ce(labels).sum()
@@ -83,14 +83,15 @@ def train(
     ckpt=None,            # file to save to and resume from
     save_every:float|None=None, # seconds between checkpoints; `None`: `SAVE_EVERY`
     desc:str='training',  # what this run is called, in the bar and in errors
-    labels:LabelSource=LabelSource(), # where order, views and answers come from
+    labels:LabelSource|None=None, # where order, views and answers come from
 ) -> pd.DataFrame:        # a row an epoch: epoch, lr, loss, and the metrics where validated
-    "Train a network on a set by a recipe; deterministic in `seed`, resumable from `ckpt`, in one process or under `torchrun`."
+    "Train a network on a set by a recipe; deterministic in `seed`, resumable from `ckpt`, also under `torchrun`."
     dev = pick_device(device)
     (rank,world) = init_distributed()
     log = []
     saved = time.monotonic()
     _check_train(data, recipe)
+    labels = labels or LabelSource()
     labels.check(data, recipe)
     if dev.type=='cpu': keep_freed_memory()
     if dev.type=='cuda' and dev.index is not None: torch.cuda.set_device(dev)
@@ -133,7 +134,9 @@ class WeightEMA(Callback):
         model:nn.Module, # on its device
         decay:float,     # β a step, in [0,1); larger = longer memory
     ):
-        self.params, self.decay, self.mean = list(model.parameters()), decay, [p.detach().clone()
+        self.params = list(model.parameters())
+        self.decay = decay
+        self.mean = [p.detach().clone()
                                                                                for p in model.parameters()]
     @torch.no_grad()
     def after_batch(self, epoch, idx, logits, labels): torch._foreach_lerp_(self.mean, self.params, 1-self.decay)
@@ -171,7 +174,8 @@ def _epoch(net, data, recipe, opt, seed, epoch, labels, callbacks, dev, dtype):
                                                                                         data.stats)
         x = x.contiguous(memory_format=lie)
         with autocast(dev, dtype):
-            logits, answer = net(x).float(), labels.answer(x, recipe, None if known is None else known[part])
+            logits = net(x).float()
+            answer = labels.answer(x, recipe, None if known is None else known[part])
         loss = batch_loss(logits, own, view, recipe, part, answer)
         opt.zero_grad(set_to_none=True)
         (loss*(world/len(idx))).backward() # the processes' gradients are averaged

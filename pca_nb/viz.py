@@ -53,8 +53,8 @@ def draw_box(
     color:str='red', # of the frame
 ):
     "Frame a part of a shown image."
-    t,l,h,w = (float(v) for v in box)
-    ax.add_patch(Rectangle((l-.5,t-.5), w, h, fill=False, ec=color, lw=1.5, clip_on=False))
+    t,left,h,w = (float(v) for v in box)
+    ax.add_patch(Rectangle((left-.5,t-.5), w, h, fill=False, ec=color, lw=1.5, clip_on=False))
     return ax
 
 # %% ../nbs/library/04_viz.ipynb #78bf35d3
@@ -147,7 +147,7 @@ class LiveImages(ipywidgets.VBox):
     def __call__(self,
         step:int,      # named in the line
         images:Tensor, # (B,3,H,W) uint8
-        terms:dict={}, # name -> number, for the line
+        terms:dict|None=None, # name -> number, for the line
     ):
         x = images[:self.rows*self.cols].cpu()
         x = x[:len(x)//self.cols*self.cols or len(x)]
@@ -156,4 +156,4 @@ class LiveImages(ipywidgets.VBox):
         Image.fromarray(grid.numpy()).resize((n*self.side, len(x)//n*self.side),
                                              Image.Resampling.NEAREST).save(buf := io.BytesIO(), 'PNG')
         self.picture.value = buf.getvalue()
-        self.words.value = f'step {step}: '+', '.join(f'{k} {v:.3g}' for k,v in terms.items())
+        self.words.value = f'step {step}: '+', '.join(f'{k} {v:.3g}' for k,v in (terms or {}).items())

@@ -48,7 +48,8 @@ def tally(request):
 
 @pytest.fixture
 def clean_env():
-    "An environment for child processes; nbdev's in-process runner leaves IN_TEST behind, which turns nbdev_export into a no-op"
+    """An environment for child processes; nbdev's in-process runner leaves IN_TEST behind, which turns nbdev_export
+    into a no-op"""
     return {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'MPLBACKEND')}
 
 

@@ -19,13 +19,13 @@ sizes = st.integers(3, 40)
 def test_crop_is_torchvisions(H, W, h, w, flip, seed):
     g = generator(seed)
     x = torch.rand(1, 3, H, W, generator=g)
-    t, l = (int(torch.randint(n, (), generator=g)) for n in (H, W))
-    bh, bw = (1 + int(torch.randint(n - a, (), generator=g)) for n, a in ((H, t), (W, l)))
+    t, item = (int(torch.randint(n, (), generator=g)) for n in (H, W))
+    bh, bw = (1 + int(torch.randint(n - a, (), generator=g)) for n, a in ((H, t), (W, item)))
     # torch 2.15's antialiased resize is wrong for windows and outputs one pixel wide (it repeats the first row)
     if min(bh, bw) < 2:
         return
-    want = F2.resized_crop(x, t, l, bh, bw, [h, w])
-    got = crop_resize(x, torch.tensor([[t, l, bh, bw]]), (h, w), torch.tensor([flip]))
+    want = F2.resized_crop(x, t, item, bh, bw, [h, w])
+    got = crop_resize(x, torch.tensor([[t, item, bh, bw]]), (h, w), torch.tensor([flip]))
     assert torch.allclose(got, want.flip(-1) if flip else want, atol=1e-4)   # positions are moved by 1e-6 of the side
 
 
@@ -37,10 +37,10 @@ def test_extraction_reads_one_cell_only(S, f, low, seed):
     x = torch.randint(256, (8, 3, S, S), generator=g).to(torch.uint8)
     v = draw_view(8, (S, S), AugmentCfg(crop_scale=(low, 1.), patches='extract'), f, generator(seed, 'v'))
     keep = torch.zeros(8, 1, S, S, dtype=torch.bool)
-    for i, (t, l, h, w) in enumerate(v.box.tolist()):
+    for i, (t, left, h, w) in enumerate(v.box.tolist()):
         cell = next(c for c in cell_boxes(torch.arange(f * f), f, (S, S)).tolist() if c[0] <= t < c[0] + c[2]
-                    and c[1] <= l < c[1] + c[3])
-        assert t + h <= cell[0] + cell[2] and l + w <= cell[1] + cell[3]
+                    and c[1] <= left < c[1] + c[3])
+        assert t + h <= cell[0] + cell[2] and left + w <= cell[1] + cell[3]
         keep[i, :, cell[0]:cell[0] + cell[2], cell[1]:cell[1] + cell[3]] = True
     if v.box[:, 2:].min() < 2:   # a window of one pixel may read its neighbour with a float's rounding as weight
         return

@@ -888,7 +888,7 @@ def test_unwritable_place(what, many, closed, tmp_path):
 @pytest.mark.parametrize('what', ['folder', 'parquet', 'npz', 'report'])
 def test_unwritable_place_is_found_before_the_work(what, many, closed, monkeypatch):
     "Nothing is encoded or drawn for a place that cannot be written."
-    for room, f in ((data, 'encode'), (report, 'figure_html'), (np, 'savez_compressed')):
+    for room, f in ((files, 'encode_image'), (report, 'figure_html'), (np, 'savez_compressed')):
         monkeypatch.setattr(room, f, fail('work before the refusal'))
     raises(['choose another place'], WRITERS[what], many, closed, kind=OSError)
 

@@ -85,7 +85,8 @@ MADE_OF_NOTHING = {'noise', *DISTILLERS}
 
 
 def test_every_method_keeps_the_contract(network):
-    "ipc images a class (on average without balance), provenance inside the full set (-1 throughout where images come from nowhere), the same set for the same seed"
+    """ipc images a class (on average without balance), provenance inside the full set (-1 throughout where images
+    come from nowhere), the same set for the same seed"""
     from pca_nb.scores import Dynamics, SUMS
     import torch
     full = load_data('digits')
@@ -114,7 +115,8 @@ def test_a_newcomers_method_is_one_entry(tmp_path, monkeypatch):
 
 
 def test_hard_and_soft_rows_learn_from_one_distilled_set(tmp_path, monkeypatch):
-    "networks are trained once, pixels optimised once, whatever the labels; a grid that is killed while optimising goes on from there"
+    """networks are trained once, pixels optimised once, whatever the labels; a grid that is killed while optimising
+    goes on from there"""
     from pca_nb import methods
     cfgs = [replace(c, recipe=replace(c.recipe, **CUT), synthesis=replace(c.synthesis, teachers=(t,)), soft=c.soft
                     and replace(c.soft, teachers=(t,)))

@@ -1,7 +1,8 @@
-"The profile of relabelling and the memory of a step: against made-up events, a slowed writer, and tensors counted by hand."
+"The profile of relabelling and the memory of a step, against made-up events, a slowed writer, tensors counted by hand."
 import hashlib
 import time
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -41,7 +42,8 @@ def event(name, start, ms, mb=0, own=None, gpu=0, device='CPU'):
 
 
 def batch(at, write):
-    "A batch that begins at `at` ms: 1 to the device, 2 of views, 3 of the teacher, `write`, and nothing named for another 4"
+    """A batch that begins at `at` ms: 1 to the device, 2 of views, 3 of the teacher, `write`, and nothing named for
+    another 4"""
     named = [('to the device', 0, 1), ('crop and flip', 1, 2), ('teacher', 3, 3), ('write', 6, write)]
     return [*(event(f'labels: {n}', at+t, ms, mb=5, own=0) for n, t, ms in named),
             event('aten::copy_', at+.1, .5, mb=5),
@@ -69,7 +71,7 @@ def test_every_part_of_a_batch_is_named_once_and_in_order(tmp_path):
     recipe = replace(SOFT, batch=16, epochs=2)
     data = FULL[torch.arange(40)]
     for write in (write_labels, write_fkd):
-        p = costs.profile_of(lambda: write(tmp_path/write.__name__, data, recipe, live(), device='cpu'))
+        p = costs.profile_of(partial(write, tmp_path/write.__name__, data, recipe, live(), device='cpu'))
         named = sorted((e.time_range.start, e.name) for e in p.events() if e.name.startswith('labels: '))
         assert [n for _, n in named] == [f'labels: {op}' for op in OPERATIONS[:-1]]*6
 
@@ -102,19 +104,21 @@ def test_the_archives_hold_what_the_store_holds(tmp_path, views):
     kept = StoredLabels(write_labels(tmp_path/'s', data, recipe, live(), device='cpu'), data)
     write_fkd(tmp_path/'f', data, recipe, live(), 'cpu')
     for i, (e, b) in enumerate(kept.where.tolist()):
-        coords, flip, partner, lam, (t, l, bottom, right), z = torch.load(tmp_path/'f'/f'epoch_{e}'/f'batch_{b}.tar')
+        coords, flip, partner, lam, (t, label, bottom,
+                                     right), z = torch.load(tmp_path/'f'/f'epoch_{e}'/f'batch_{b}.tar')
         _, view, ours = kept.step(i)
         assert torch.equal((coords*torch.tensor([*data.size, *data.size])).round().long(),
                            view.box) and torch.equal(z.float(), ours)
         assert torch.equal(flip, view.flip) and torch.equal(partner, view.mix.partner) and lam == view.mix.lam[0].item()
-        assert [t, l, bottom-t, right-l] == view.mix.box[0].tolist()
+        assert [t, label, bottom-t, right-label] == view.mix.box[0].tolist()
         assert (coords.dtype, flip.dtype, partner.dtype, z.dtype) == (torch.float32, torch.bool, torch.int64,
                                                                       torch.float16)
     assert i+1 == len(list((tmp_path/'f').rglob('*.tar')))
 
 
 def test_an_archive_is_as_large_as_theirs(tmp_path):
-    "128 labels of 1,000 classes: SRe2L's own writer made 261,893 bytes; the store's arrays stay below the bare format's"
+    """128 labels of 1,000 classes: SRe2L's own writer made 261,893 bytes; the store's arrays stay below the bare
+    format's"""
     data = replace(FULL[torch.arange(128)], classes=tuple(range(1000)))
     recipe = replace(SOFT, batch=128, epochs=1)
     size = next(write_fkd(tmp_path/'f', data, recipe, live(1000), 'cpu').rglob('*.tar')).stat().st_size
@@ -137,7 +141,8 @@ def test_nothing_to_profile(wrong):
 
 
 def test_memory_of_a_convolution():
-    "Input, output of the ReLU and its gradient are alive together; oneDNN may want room beside them, but not as much again"
+    """Input, output of the ReLU and its gradient are alive together; oneDNN may want room beside them, but not as
+    much again"""
     conv = nn.Conv2d(16, 24, 3, padding=1).to(memory_format=torch.channels_last)
     def backwards(n):
         conv(torch.zeros(n, 16, 20, 20).contiguous(memory_format=torch.channels_last)).relu().sum().backward()
@@ -168,7 +173,8 @@ def saved_bytes(arch, n):
 
 @pytest.mark.parametrize('arch, least', [('convnet3-w32', 8), ('resnet18', 2)])
 def test_memory_of_a_step(arch, least):
-    "Linear in the batch; an image's share is what autograd keeps, less the last small outputs that are gone when the weights' gradients have come, and at most one and a half of the widest outputs more"
+    """Linear in the batch; an image's share is what autograd keeps, less the last small outputs that are gone when
+    the weights' gradients have come, and at most one and a half of the widest outputs more"""
     a, b, c = (step_memory(arch, 32, least*k, device='cpu', dtype=torch.float32) for k in (2, 4, 8))
     assert (c-b)/(b-a) == pytest.approx(2, rel=.03)
     kept = (saved_bytes(arch, 4)[0]-saved_bytes(arch, 2)[0])/2/2**20

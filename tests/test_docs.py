@@ -133,7 +133,8 @@ def test_each_fault_of_a_page_is_named(tmp_path, monkeypatch, what, html):
     monkeypatch.chdir(root)
     monkeypatch.syspath_prepend(root/'tools')
     from pages import wrong
-    fine = '<h1 id="here">x</h1><a href="https://arxiv.org">x</a><a href="b.html#here">x</a><article><code>$x</code></article>'
+    fine = ('<h1 id="here">x</h1><a href="https://arxiv.org">x</a><a href="b.html#here">x</a>'
+            '<article><code>$x</code></article>')
     (tmp_path/'b.html').write_text(fine)
     assert list(wrong(tmp_path)) == []
     (tmp_path/'a.html').write_text(html)

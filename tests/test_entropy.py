@@ -1,4 +1,4 @@
-"What networks think of crops: the same numbers however images are stored and cut into batches, and the rows that the notebooks read."
+"What networks think of crops: the same numbers however images are stored and batched, and the rows of the notebooks."
 import json
 import math
 from dataclasses import replace
@@ -93,7 +93,7 @@ def test_a_pair_of_crops_shares_its_draw(full, net):
 
 
 def test_stored_rows_are_complete_and_possible():
-    rows = [json.loads(l) for l in (RESULTS/'entropy.jsonl').read_text().splitlines()]
+    rows = [json.loads(line) for line in (RESULTS/'entropy.jsonl').read_text().splitlines()]
     crops = [r for r in rows if r['what'] in ('crops', 'twice')]
     names = [tuple(r.get(k) for k in ('what', 'data', 'net', 'seed', 'score', 'subset', 'ipc', 'low', 'look'))
              for r in crops]

@@ -251,7 +251,8 @@ def test_a_real_lack_of_memory(tmp_path):
             "try: train(net, s, replace(HARD, epochs=1, batch=64), device='cpu', desc='tight')\nexcept MemoryError "
             "as e: print('SAID', e)")
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=os.environ | dict(CI='1'))
-    assert 'SAID tight: cpu ran out of memory in epoch 0 of 1, with 64 images of 96 px a step: lower the batch' in r.stdout, r.stderr[-2000:]
+    said = 'SAID tight: cpu ran out of memory in epoch 0 of 1, with 64 images of 96 px a step: lower the batch'
+    assert said in r.stdout, r.stderr[-2000:]
 
 
 def test_nan_loss_names_the_run_and_keeps_no_checkpoint(tmp_path, tally):
@@ -267,12 +268,14 @@ def test_nan_loss_names_the_run_and_keeps_no_checkpoint(tmp_path, tally):
 @pytest.mark.parametrize('sig', [signal.SIGINT, signal.SIGTERM], ids=['Ctrl-C', 'SIGTERM'])
 def test_interrupted_command_says_how_to_go_on(sig, tmp_path, clean_env, tally):
     "Exit code 130 and one line; the same command again finishes."
-    code = 'import sys; sys.argv[0] = "pca-nb"; from pca_nb import train; engine.SAVE_EVERY = 0; from pca_nb.cli import main; main()'
+    code = ('import sys; sys.argv[0] = "pca-nb"; from pca_nb import train; train.SAVE_EVERY = 0; '
+            'from pca_nb.cli import main; main()')
     words = [sys.executable, '-c', code, 'score', 'digits', '--out', tmp_path/'s.npz', '--epochs', '40', '--device',
              'cpu']
     p = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
                          env=clean_env | dict(CI='1'),
-                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))   # a shell's background jobs ignore it
+                         # a shell's background jobs ignore it
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     while not (tmp_path/'s.ckpt').exists(): time.sleep(.01)
     p.send_signal(sig)
     said = p.communicate()[1].strip()

@@ -94,8 +94,8 @@ def test_composites_hold_exactly_the_chosen_images(seed, f, side, how):
     s = combine(full, idx, how)
     assert (s.grid == f and s.index.flatten().sort().values.tolist() == list(range(n))
             and (full.labels[s.index] == s.labels[:, None]).all())
-    for k, (t, l, h, w) in enumerate(cell_boxes(torch.arange(f*f), f, (side, side)).tolist()):
-        shown = s.images[:, :, t:t+h, l:l+w].float()
+    for k, (t, left, h, w) in enumerate(cell_boxes(torch.arange(f*f), f, (side, side)).tolist()):
+        shown = s.images[:, :, t:t+h, left:left+w].float()
         assert ((shown-grey[s.index[:, k]][:, None, None, None]).abs() <= 1).all()
     assert ((split_cells(s).images.float()-grey[s.index.flatten()][:, None, None, None]).abs() <= 1).all()
 
@@ -108,8 +108,8 @@ def test_views_keep_shape_range_and_cell(seed, f, side, patches, mix, low, flip)
     "Cells of one grey level: an extracted view is one of them, nothing leaves the range, a view replays."
     side = side//f*f
     grey = torch.randint(1, 255, (6, f*f), generator=generator(seed))
-    tiles = torch.kron(grey.view(6, 1, f, f), torch.ones(1, 1, side//f, side//f)).expand(6, 3, side,
-                                                                                         side).to(torch.uint8).contiguous()
+    tiles = torch.kron(grey.view(6, 1, f, f), torch.ones(1, 1, side//f, side//f))
+    tiles = tiles.expand(6, 3, side, side).to(torch.uint8).contiguous()
     v = draw_view(6, (side, side), AugmentCfg((low, 1.), flip=flip, patches=patches, mix=mix), f, generator(seed, 'v'))
     x = apply_view(tiles, v, RAW)
     assert x.shape == tiles.shape and x.dtype == torch.float32

@@ -32,7 +32,8 @@ def lab(tmp_path_factory):
                                                                                          for n in HOMES}
     labconfig = tmp/'jupyter_config_dir'/'labconfig'
     labconfig.mkdir(parents=True)
-    (labconfig/'page_config.json').write_text(json.dumps({'disabledExtensions': {'@jupyterlab/apputils-extension:announcements': True}}))
+    quiet = {'disabledExtensions': {'@jupyterlab/apputils-extension:announcements': True}}
+    (labconfig/'page_config.json').write_text(json.dumps(quiet))
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
@@ -95,7 +96,8 @@ class Notebook:
                     and ''.join(c['source']).strip()]
             if all(c['execution_count'] for c in code):
                 break
-            assert time.monotonic() < end, f"{self.name}: {sum(not c['execution_count'] for c in code)} of {len(code)} cells have not run"
+            assert time.monotonic() < end, (f"{self.name}: {sum(not c['execution_count'] for c in code)} of "
+                                            f"{len(code)} cells have not run")
         bad = [o for c in code for o in c['outputs'] if o['output_type'] == 'error' or o.get('name') == 'stderr']
         assert bad == [] and self.errors() == [] and self.odd == []
 
@@ -103,7 +105,8 @@ class Notebook:
         "From now on look, a frame at a time, when the board's cell ends and when its picture is there."
         self.page.evaluate("""() => { const seen = window.seen = {}, now = () => performance.now();
             const look = () => {
-                const img = document.querySelector('.pca-brush img'), prompt = img?.closest('.jp-CodeCell')?.querySelector('.jp-InputPrompt');
+                const img = document.querySelector('.pca-brush img');
+                const prompt = img?.closest('.jp-CodeCell')?.querySelector('.jp-InputPrompt');
                 if (img?.naturalWidth) seen.picture ??= now();
                 if (/\\d/.test(prompt?.innerText ?? '')) seen.end ??= now();
                 if (!(seen.picture && seen.end)) requestAnimationFrame(look);

@@ -147,7 +147,8 @@ def test_other_losses_may_use_the_same_answers(tmp_path):
 
 
 def test_a_store_that_was_stopped_anywhere_goes_on(tmp_path, tally):
-    "Cut every unfinished file at random places, as a killed writer and its disk may leave them: the finished store is the same."
+    """Cut every unfinished file at random places, as a killed writer and its disk may leave them: the finished
+    store is the same."""
     data = FULL[torch.arange(43)]
     r = SoftRecipe(AugmentCfg(mix='cutmix'), **SHORT)
     live = TeacherLabels(teacher())
@@ -241,14 +242,15 @@ def test_a_teacher_that_was_killed_is_the_same_teacher(tmp_path, monkeypatch):
 
 
 def test_a_grid_with_teachers(tmp_path):
-    "Hard, live and stored rows of one set; the stored fp32 row is the live one's; teachers are trained once; nothing is left behind."
+    """Hard, live and stored rows of one set; the stored fp32 row is the live one's; teachers are trained once;
+    nothing is left behind."""
     def cut(c):
         return replace(c, recipe=replace(c.recipe, epochs=5, eval_every=5),
                        **(dict(soft=replace(c.soft, teachers=tuple(replace(t, recipe=replace(t.recipe, epochs=2))
                                                                    for t in c.soft.teachers))) if c.recipe.soft
                           else {}))
-    cfgs = [cut(run_cfg('digits', 'random', 2, 0, recipe=r, labels=l))
-            for r, l in (('hard', None), ('soft', None), ('soft', LabelStoreCfg('fp32')),
+    cfgs = [cut(run_cfg('digits', 'random', 2, 0, recipe=r, labels=label))
+            for r, label in (('hard', None), ('soft', None), ('soft', LabelStoreCfg('fp32')),
                          ('soft', LabelStoreCfg('int4', 'seed', 'shuffled', .5)))]
     f = run_grid(cfgs, ResultStore(tmp_path/'r.jsonl'), tmp_path, device='cpu')
     hard, live, kept, small = f.to_dict('records')
@@ -276,28 +278,28 @@ def test_hard_runs_know_nothing_of_teachers():
 
 
 def test_recipes_are_tables_1_and_17():
-    "Every column of the paper's tables of settings, read off a recipe and the number of teachers that the benchmark gives it."
+    """Every column of the paper's tables of settings, read off a recipe and the number of teachers that the
+    benchmark gives it."""
     from pca_nb.paper import PAPER_RECIPES, recipe_settings, SETTINGS
     from pca_nb.tables import runs_for
     assert {m: recipe_settings(RECIPES[r], k) for m, (r, k) in PAPER_RECIPES.items()} == SETTINGS
     assert recipe_settings(RECIPES['edc-code'], 4) != SETTINGS['EDC']
-    asked = {l.removeprefix('random, '): c for l, c in runs_for('t01', 'cifar10') if c.recipe.soft}
+    asked = {label.removeprefix('random, '): c for label, c in runs_for('t01', 'cifar10') if c.recipe.soft}
     for r, k in PAPER_RECIPES.values(): assert (len(asked[r].soft.teachers) > 1) == (k > 1)
     assert len(set(asked['gvbsm'].soft.teachers)) == len(asked['gvbsm'].soft.teachers)
     r = RECIPES   # what the tables do not print, from the released code
     assert {(r[k].temperature, r[k].t_squared, r[k].weight_decay, r[k].decay_all, r[k].label_smoothing, r[k].lr_every,
              r[k].augment.mix_prob, r[k].augment.mix_labels)
             for k, _ in PAPER_RECIPES.values()} == {(20., False, .01, False, 0., 'epoch', 1., False)}
-    assert {k: r[k].schedule for k in ('soft', 'sre2l', 'gvbsm', 'rded', 'edc', 'edc-code')} == dict(soft='cosine',
-                                                                                                     sre2l='cosine',
-                                                                                                     gvbsm='cosine',
-                                                                                                     rded='smoothed',
-                                                                                                     edc='smoothed') | {'edc-code': 'linear-half'}
+    schedules = {k: r[k].schedule for k in ('soft', 'sre2l', 'gvbsm', 'rded', 'edc', 'edc-code')}
+    assert schedules == {'soft': 'cosine', 'sre2l': 'cosine', 'gvbsm': 'cosine', 'rded': 'smoothed', 'edc': 'smoothed',
+                         'edc-code': 'linear-half'}
     assert (r['gvbsm'].ensemble, r['edc'].ema, r['edc-code'].hard_weight) == ('norm', .99, .025)
 
 
 def test_noise_is_normal_and_comes_from_nowhere():
-    "Mean 0 and deviation 1 after normalising, save for what clipping to pixels takes; no image of the full set is in it."
+    """Mean 0 and deviation 1 after normalising, save for what clipping to pixels takes; no image of the full set is
+    in it."""
     from pca_nb.augment import normalise
     from pca_nb.runs import build_set
     cfg = run_cfg('digits', 'noise', 50)
@@ -315,7 +317,8 @@ def test_noise_is_normal_and_comes_from_nowhere():
 
 
 def test_lplds_pool_by_hand():
-    "Three batches a pseudo-epoch, drawn with replacement, the last replaced by the one before it; two batches that begin with the same image are told apart no more."
+    """Three batches a pseudo-epoch, drawn with replacement, the last replaced by the one before it; two batches
+    that begin with the same image are told apart no more."""
     from pca_nb.label_store import _replayed
     first = [7, 4, 7, 1, 2]   # the first image of five kept batches: 0 and 2 collide
     for e in range(40):

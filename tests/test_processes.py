@@ -44,16 +44,20 @@ from pca_nb.train import Callback, train
 torch.set_num_threads(1)
 validate.pick_dtype = lambda dev: torch.float32 # rounding alone, so that 1e-3 can be asked for
 engine.SAVE_EVERY = 0
-out, n, arch, mix, dies, epochs = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5]), int(sys.argv[6])
+out, n, arch, mix, dies, epochs = sys.argv[1:7]
+n, dies, epochs = int(n), int(dies), int(epochs)
 full, test = load_data('digits')[torch.arange(n)], load_data('digits', 'test')
 views = AugmentCfg(crop_scale=(.5, 1.), flip=0., mix=mix, mix_labels=mix!='none')
 class Dies(Callback):
     def after_batch(self, epoch, *_):
         if epoch==dies and join()[0]==1: os.kill(os.getpid(), signal.SIGKILL)
 net = make_model(arch, 10, 16)
-log = train(net, full, replace(HARD, optimizer='sgd', lr=.02, epochs=epochs, batch=64, eval_every=2, augment=views) # AdamW would blow up the rounding of gradients that are zero
+# AdamW would blow up the rounding of gradients that are zero
+log = train(net, full, replace(HARD, optimizer='sgd', lr=.02, epochs=epochs, batch=64, eval_every=2, augment=views)
            , 0, test, [Dies()], device='cpu', ckpt=out+'/run.pt', desc='two')
-if dies<0: record(full, ScoringCfg(arch, replace(RECIPES['ccs'], epochs=epochs, batch=65, lr=.005, augment=replace(views, mix='none', mix_labels=False)), el2n_epochs=2), out+'/scores.npz', 'cpu')
+plain = replace(views, mix='none', mix_labels=False)
+scoring = ScoringCfg(arch, replace(RECIPES['ccs'], epochs=epochs, batch=65, lr=.005, augment=plain), el2n_epochs=2)
+if dies<0: record_dynamics(full, scoring, out+'/scores.npz', 'cpu')
 if join()[0]==0:
     torch.save({k:v for k,v in net.state_dict().items()}, out+'/net.pt')
     open(out+'/log.json', 'w').write(log.drop(columns='per_class').to_json())
@@ -77,8 +81,8 @@ def outcome(out): return torch.load(out/'net.pt', weights_only=True), json.loads
                                                    ('convnet3', 'cutmix', 131, 1, 1e-5),
                                                    ('convnet2-w32', 'none', 330, 4, 1e-2)])
 def test_two_processes_train_and_score_as_one(arch, mix, n, epochs, tol, tmp_path):
-    """Weights, losses, metrics and every score agree: to rounding after a few steps (with 65 images the second step has one
-    image, and one process none), and to what 24 steps of training make of rounding."""
+    """Weights, losses, metrics and every score agree: to rounding after a few steps (with 65 images the second step has
+    one     image, and one process none), and to what 24 steps of training make of rounding."""
     for k in (1, 2):
         r = start(k, tmp_path/str(k), n=n, arch=arch, mix=mix, epochs=epochs)
         assert r.returncode == 0, r.stderr[-3000:]
@@ -94,7 +98,8 @@ def test_two_processes_train_and_score_as_one(arch, mix, n, epochs, tol, tmp_pat
 
 
 def test_every_image_is_recorded_once_an_epoch(tmp_path):
-    "With steps of length zero a network answers the same each epoch: the sums of three epochs are three times those of one."
+    """With steps of length zero a network answers the same each epoch: the sums of three epochs are three times
+    those of one."""
     (tmp_path/'job.py').write_text('''
 import sys, torch
 from dataclasses import replace
@@ -105,8 +110,10 @@ from pca_nb.recipes import RECIPES
 from pca_nb.scores import ScoringCfg, record_dynamics
 validate.pick_dtype = lambda dev: torch.float32
 for epochs in (1, 3):
-    still = replace(RECIPES['ccs'], epochs=epochs, batch=50, lr=1e-30, lr_min=0., augment=AugmentCfg(crop_scale=None, flip=0.))
-    record_dynamics(load_data('digits')[torch.arange(203)], ScoringCfg('convnet3', still, el2n_epochs=9), f'{sys.argv[1]}/{epochs}.npz', 'cpu')
+    whole = AugmentCfg(crop_scale=None, flip=0.)
+    still = replace(RECIPES['ccs'], epochs=epochs, batch=50, lr=1e-30, lr_min=0., augment=whole)
+    cfg = ScoringCfg('convnet3', still, el2n_epochs=9)
+    record_dynamics(load_data('digits')[torch.arange(203)], cfg, f'{sys.argv[1]}/{epochs}.npz', 'cpu')
 ''')
     r = subprocess.run([Path(sys.executable).parent/'torchrun', '--nproc-per-node', '2', '--rdzv-backend', 'c10d',
                         '--rdzv-endpoint', 'localhost:0', tmp_path/'job.py', tmp_path],
@@ -119,7 +126,8 @@ for epochs in (1, 3):
 
 
 def test_a_dead_process_ends_the_job_and_leaves_a_checkpoint(tmp_path, tally):
-    "kill -9 of the second process in epoch 2: the job fails and says why; the same command goes on and ends as if nothing had been."
+    """kill -9 of the second process in epoch 2: the job fails and says why; the same command goes on and ends as if
+    nothing had been."""
     r = start(2, tmp_path/'a', dies=2)
     assert (r.returncode != 0 and 'two: ' in r.stderr
             and ('another process of the job is gone, in epoch 2 of 4' in r.stderr

@@ -1,7 +1,7 @@
 """Thousands of damaged image files: no crash, no hang, no memory blow-up; every file is either read or named.
 
-A process of its own with four gigabytes of address space more than it starts with does the reading, so that a crash of a
-decoder is a failing test and not the end of pytest."""
+A process of its own with four gigabytes of address space more than it starts with does the reading, so that a crash of
+a decoder is a failing test and not the end of pytest."""
 import json
 import os
 import struct
@@ -21,8 +21,10 @@ a = photos(1, 64).images[0].permute(1, 2, 0).numpy()
 def encoded(fmt, mode='RGB', **save):
     Image.fromarray(a).convert(mode).save(buf := io.BytesIO(), fmt, **save)
     return buf.getvalue()
-seeds = {'jpeg': encoded('JPEG'), 'progressive jpeg': encoded('JPEG', progressive=True), 'cmyk jpeg': encoded('JPEG', 'CMYK'), 'png': encoded('PNG'), 'palette png': encoded('PNG', 'P'),
-         'webp': encoded('WEBP'), 'bmp': encoded('BMP'), 'tiff': encoded('TIFF', compression='tiff_lzw'), 'ppm': encoded('PPM')}
+seeds = {'jpeg': encoded('JPEG'), 'progressive jpeg': encoded('JPEG', progressive=True),
+         'cmyk jpeg': encoded('JPEG', 'CMYK'), 'png': encoded('PNG'), 'palette png': encoded('PNG', 'P'),
+         'webp': encoded('WEBP'), 'bmp': encoded('BMP'), 'tiff': encoded('TIFF', compression='tiff_lzw'),
+         'ppm': encoded('PPM')}
 def flip(b):
     b = bytearray(b)
     for _ in range(rng.integers(1, 9)): b[rng.integers(len(b))] ^= 1<<int(rng.integers(8))
@@ -34,13 +36,17 @@ def junk(b):
 def head(b): return rng.bytes(int(rng.integers(1, 8)))+b[8:]
 def png(w, h, data=b''):
     chunk = lambda kind, body: struct.pack('>I', len(body))+kind+body+struct.pack('>I', zlib.crc32(kind+body))
-    return b'\\x89PNG\\r\\n\\x1a\\n'+chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 8, 2, 0, 0, 0))+chunk(b'IDAT', data)+chunk(b'IEND', b'')
+    head = chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 8, 2, 0, 0, 0))
+    return b'\\x89PNG\\r\\n\\x1a\\n'+head+chunk(b'IDAT', data)+chunk(b'IEND', b'')
 def jpeg(w, h):
     b = bytearray(seeds['jpeg']); i = b.index(b'\\xff\\xc0'); b[i+5:i+9] = struct.pack('>HH', h, w)
     return bytes(b)
-bombs = [png(w, h, zlib.compress(bytes(10**6))) for w in (1, 30_000, 2**31-1) for h in (1, 30_000, 2**31-1)]+[jpeg(w, h) for w in (1, 9_000, 65_535) for h in (9_000, 65_535)]
-bombs += [seeds['bmp'][:18]+struct.pack('<ii', w, h)+seeds['bmp'][26:] for w in (1, 2**20, 2**31-1) for h in (2**20, -2**31)]
-files = [('bomb', b) for b in bombs]+[(k, f(b)) for k,b in seeds.items() for f in (flip, cut, junk, head) for _ in range(per_format//4)]
+bombs = [png(w, h, zlib.compress(bytes(10**6))) for w in (1, 30_000, 2**31-1) for h in (1, 30_000, 2**31-1)]
+bombs += [jpeg(w, h) for w in (1, 9_000, 65_535) for h in (9_000, 65_535)]
+bmp = seeds['bmp']
+bombs += [bmp[:18]+struct.pack('<ii', w, h)+bmp[26:] for w in (1, 2**20, 2**31-1) for h in (2**20, -2**31)]
+files = [('bomb', b) for b in bombs]
+files += [(k, f(b)) for k,b in seeds.items() for f in (flip, cut, junk, head) for _ in range(per_format//4)]
 read_image(seeds['jpeg'], 32); read_image(seeds['png'], 32)
 now = int(open('/proc/self/statm').read().split()[0])*4096
 resource.setrlimit(resource.RLIMIT_AS, (now+4*2**30,)*2)
@@ -56,7 +62,9 @@ for kind,b in files:
         if not str(e): out['odd'].append((kind, 'no words'))
     except BaseException as e: out['odd'].append((kind, repr(e)[:200]))
     out['slowest'] = max(out['slowest'], time.perf_counter()-start)
-out['peak_mb'] = int(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')))/1024 # ru_maxrss would begin at pytest's own size
+peak = next(line for line in open('/proc/self/status') if line.startswith('VmHWM'))
+# ru_maxrss would begin at pytest's own size
+out['peak_mb'] = int(peak.split()[1])/1024
 print(json.dumps(out))
 '''
 
@@ -73,17 +81,17 @@ def test_mutated_files_are_read_or_named(slow, tally):
 
 
 def test_a_huge_image_in_a_folder_is_named(tmp_path):
-    "From a folder, as a user meets it: the error names the file and the way out, before anything is decoded at full size."
+    """From a folder, as a user meets it: the error names the file and the way out, before anything is decoded at
+    full size."""
     import pytest
     from pca_nb.files import read_folder
     from pca_nb.reference_loop import photos
     from pca_nb.files import save_folder
     root = save_folder(photos(20, 24), tmp_path/'s')/'images'
     def chunk(kind, body): return struct.pack('>I', len(body))+kind+body+struct.pack('>I', zlib.crc32(kind+body))
-    (root/'0'/'bomb.png').write_bytes(b'\x89PNG\r\n\x1a\n'+chunk(b'IHDR',
-                                                                 struct.pack('>IIBBBBB', 30_000, 30_000, 8, 2, 0, 0,
-                                                                             0))+chunk(b'IDAT',
-                                                                                       zlib.compress(bytes(10**6)))+chunk(b'IEND', b''))
+    head = chunk(b'IHDR', struct.pack('>IIBBBBB', 30_000, 30_000, 8, 2, 0, 0, 0))
+    body = chunk(b'IDAT', zlib.compress(bytes(10**6)))
+    (root/'0'/'bomb.png').write_bytes(b'\x89PNG\r\n\x1a\n'+head+body+chunk(b'IEND', b''))
     (tmp_path/'s'/'pca_nb.json').unlink()
     with pytest.raises(ValueError,
                        match=r'1 of 21 images cannot be read: .*bomb.png: .*900000000 pixels.*repair or remove'):

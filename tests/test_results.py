@@ -78,7 +78,8 @@ def test_the_larger_set_wants_harder_images():
 
 
 def test_distilled_sets_are_what_their_networks_think_they_are():
-    "every optimised set of the committed rows: at least 95 % named correctly, statistics nearer than at the start; from noise, SRe2L, CDA and LPLD below a fifth"
+    """every optimised set of the committed rows: at least 95 % named correctly, statistics nearer than at the
+    start; from noise, SRe2L, CDA and LPLD below a fifth"""
     made = [r for r in ResultStore(results/'cifar10.jsonl').all() if 'stat' in r.get('made', {})]
     assert {'sre2l', 'cda', 'gvbsm', 'lpld', 'dwa', 'edc'} <= {r['method'] for r in made}
     for r in made:

@@ -72,9 +72,9 @@ def test_any_factor_and_size(f, S):
     assert out.images.shape == (2, 3, S, S) and out.grid == f
     from pca_nb.resize import cell_boxes
     for n in range(2):
-        for k, (t, l, h, w) in enumerate(cell_boxes(torch.arange(f * f), f, (S, S)).tolist()):
+        for k, (t, left, h, w) in enumerate(cell_boxes(torch.arange(f * f), f, (S, S)).tolist()):
             one = full.images[out.index[n, k]][None]
-            assert torch.equal(out.images[n, :, t:t + h, l:l + w], shrink(one, (h, w))[0])
+            assert torch.equal(out.images[n, :, t:t + h, left:left + w], shrink(one, (h, w))[0])
 
 
 def test_shrinking_to_the_same_size_changes_nothing():

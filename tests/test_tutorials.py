@@ -1,4 +1,4 @@
-"Every exercise of a tutorial has a task, a check that is in plain sight, a place to write, and a folded solution that the check takes while it refuses a wrong answer."
+"Every exercise has a task, a check in plain sight, a place to write, and a folded solution that the check accepts."
 import ast
 import json
 import re

@@ -1,7 +1,7 @@
 """A process that does a job in a forked child and kills it when asked; imports are paid once.
 
-Reads lines of JSON `{"job", "home", "delay"}` and answers `done`, `killed` or `failed`. A child that is alive after `delay`
-seconds gets SIGKILL."""
+Reads lines of JSON `{"job", "home", "delay"}` and answers `done`, `killed` or `failed`. A child that is alive after
+`delay` seconds gets SIGKILL."""
 import json
 import os
 import signal

@@ -7,13 +7,14 @@ entropy.py HOME measure DATA NAME SEED ROWS crops, one and two, of the subsets b
 entropy.py HOME theorem DATA SEED ROWS      what training's crops leave of a crop made before
 entropy.py HOME exists DATA SEED ROWS       images of which no crop lowers the NLL
 entropy.py HOME clouds DATA SEED FILE       single changes, for pictures
-entropy.py HOME sets ROWS GRID PICTURES     what networks make of the sets of a finished grid (its rows are in GRID), and one image of every class
+entropy.py HOME sets ROWS GRID PICTURES     what networks make of the sets of a finished grid, and an image per class
 entropy.py HOME speed ROWS                  64 crops against bare forward passes, and a million crops
 """
 import json
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,8 @@ class Out:
     def __init__(self, path, **same): self.path, self.same = Path(path), same
 
     def have(self):
-        return {self._key(json.loads(l)) for l in self.path.read_text().splitlines()} if self.path.exists() else set()
+        return ({self._key(json.loads(line)) for line in self.path.read_text().splitlines()} if self.path.exists()
+                else set())
 
     def _key(self, row): return json.dumps([row.get(k) for k in self.KEY])
     def has(self, **row): return self._key(self.same | row) in self.have()
@@ -175,7 +177,8 @@ def paired(c, look, at):
 
 
 def theorem(home, data, seed, path, device):
-    "D: the images PCA takes at IPC 10 (forty a class), or as many random ones; D′: each one's best crop of five by the network of the data's protocol."
+    """D: the images PCA takes at IPC 10 (forty a class), or as many random ones; D′: each one's best crop of five
+    by the network of the data's protocol."""
     size, n, few = NETS[data]['own'][0], effort(device)[2], device.type == 'cpu'
     full = the_set(data, size)
     t = teacher(home, data, 'own', seed, device)
@@ -236,7 +239,8 @@ def clouds(home, data, seed, path, device):
 
 
 def sets(home, path, grid, pictures, device, data='cifar10'):
-    "Entropy of the stored images of every run, asked of the network of its seed (which made some of them), of another seed's, and of a deeper one; beside it the student's accuracy."
+    """Entropy of the stored images of every run, asked of the network of its seed (which made some of them), of
+    another seed's, and of a deeper one; beside it the student's accuracy."""
     full, kept = the_set(data, NETS[data]['own'][0]), {}
     for row in ResultStore(grid).all():
         cfg = run_cfg(data, row['method'], row['ipc'], row['seed'])
@@ -276,18 +280,18 @@ def speed(path, device, n=64):
         wait = torch.cuda.synchronize if cuda else lambda: None
 
         @torch.no_grad()
-        def bare():
+        def bare(x=x, net=net):
             for _ in range(n+1):
                 for part in x.split(batch): net(part)
-            wait()
 
-        def timed(f):
+        def timed(f, wait=wait):
             t = time.perf_counter()
             f()
             wait()
             return time.perf_counter()-t
-        timed(lambda: crop_stats(s, net, n_crops=4)), timed(bare)
-        both = [(timed(lambda: crop_stats(s, net, n_crops=n)), timed(bare)) for _ in range(5 if cuda else 3)]
+        timed(partial(crop_stats, s, net, n_crops=4)), timed(bare)
+        ours_ = partial(crop_stats, s, net, n_crops=n)
+        both = [(timed(ours_), timed(bare)) for _ in range(5 if cuda else 3)]
         ours, theirs = (float(np.median([b[k] for b in both])) for k in (0, 1))
         if cuda:
             torch.cuda.reset_peak_memory_stats()

@@ -1,6 +1,6 @@
 """The site: every notebook as a page in _docs/, with Sphinx, MyST-NB and Furo (their settings: site/conf.py).
 
-pages.py        nothing is run again but nbdev's show_doc; broken links and formulas are errors; no page needs the network
+pages.py    nothing is run again but nbdev's show_doc; broken links and formulas are errors; no network is needed
 """
 import gc
 import re
@@ -47,7 +47,8 @@ def text(nb):
 
 
 def addresses(rooms):
-    "Where nbdev's links to this package lead on the web -> notebook and heading, a method's class where it has none of its own"
+    """Where nbdev's links to this package lead on the web -> notebook and heading, a method's class where it has
+    none of its own"""
     index = import_module(f'{cfg.lib_path.name}._modidx').d
     host, found = index['settings']['doc_host'] + index['settings']['doc_baseurl'], {}
     for path, nb in rooms:
@@ -60,7 +61,8 @@ def addresses(rooms):
 
 
 def untangled(source, local, up):
-    "Markdown without what nbdev's links spoil: those inside of links and code go, those to this package stay on the site"
+    """Markdown without what nbdev's links spoil: those inside of links and code go, those to this package stay on
+    the site"""
     source = re.sub(r'\[([^][]*)\[(`[^`]+`)\]\([^)]*\)([^][]*)\]\(', r'[\1\2\3](', source)
     source = re.sub(r'^```.*?^```', lambda m: re.sub(r'\[(`[^`]+`)\]\([^)]*\)', r'\1', m[0]), source, flags=re.M | re.S)
     # it belongs to the heading after it

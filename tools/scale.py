@@ -1,6 +1,8 @@
 """What a bigger machine buys: the same work here and there, for tutorials/4_more_machines.
 
-scale.py OUT.json [--device cuda] [--workers 1,2] [--processes 1,2] [--threads 1] [--rounds 3]    adds this machine's rows to OUT.json
+scale.py OUT.json [--device cuda] [--workers 1,2] [--processes 1,2] [--threads 1] [--rounds 3]
+
+Adds this machine's rows to OUT.json.
 Processes of a torchrun job compute on the CPU, with so many threads each, or on one GPU each.
 """
 import argparse
@@ -29,7 +31,8 @@ from pca_nb.speed import our_training
 from pca_nb.recipes import RECIPES
 from pca_nb.reference_loop import photos
 
-TRAINED = (('convnet2-w32', 16, 100, 4000, 200_000), ('convnet3-w32', 32, 100, 1000, 100_000),   # network, pixels, batch, images a round on a CPU and on a GPU
+# network, pixels, batch, images per round on a CPU and on a GPU
+TRAINED = (('convnet2-w32', 16, 100, 4000, 200_000), ('convnet3-w32', 32, 100, 1000, 100_000),
            ('convnet4-w32', 64, 100, 500, 50_000), ('resnet18', 224, 100, 200, 10_000))
 
 
@@ -115,7 +118,7 @@ def main():
     if a.score:
         return scored(a.score, a.device, a.threads, a.rounds)
     dev = pick_device(a.device)
-    many = lambda text: [int(k) for k in text.split(',') if k]
+    def many(text): return [int(k) for k in text.split(',') if k]
     here = environment_info(dev) | dict(cpu=cpu_name(), cores=os.cpu_count())
     load_data('digits')
     rows = json.loads(a.out.read_text()) if a.out.exists() else []
