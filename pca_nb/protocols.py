@@ -61,7 +61,7 @@ def recipe_for(
     "A recipe for `n` images: batch and epochs scaled, the protocol's views where it has none of its own."
     r = scale_recipe(replace(recipe, batch=HARD.batch, epochs=1 if 'min_steps' in (scale or {}) else protocol.epochs),
                      n,
-                     **scale)
+                     **(scale or {}))
     own = {k:v for k,v in vars(recipe.augment).items() if v!=getattr(AugmentCfg(), k)}
     return replace(r, batch=min(n, round(r.batch*recipe.batch/HARD.batch)), augment=replace(protocol.augment, **own))
 

@@ -204,7 +204,7 @@ def read_ccs_scores(
     try:
         with open(path, 'rb') as f: d = _TensorsOnly(f).load()
     except Exception as e: # whatever a foreign file does to the unpickler
-        why = str(e) if type(e)==ValueError or isinstance(e, OSError) else 'no pickle of plain tensors'
+        why = str(e) if isinstance(e, (Refused, OSError)) else 'no pickle of plain tensors'
         raise Refused(f"{path} cannot be read as a score file ({why})",
                       f"the layout is a dict of tensors {', '.join(want)}") from e
     if not isinstance(d, dict) or (gone := [k for k in want if not isinstance(d.get(k), Tensor)]):

@@ -22,7 +22,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pca_nb import cli, datasets, decode, files, methods, parquet, recipes, report, result_store, scores, tables, train
+from pca_nb import cli, datasets, decode, files, html_report, methods, parquet, recipes, result_store, scores, tables, train
 from pca_nb.combine import Tiling
 from pca_nb.storage import DamagedFileWarning
 from pca_nb.imageset import ImageSet
@@ -723,7 +723,7 @@ def test_half_a_score_file(full, tmp_path, refused):
 def test_absent_score_file(full, tmp_path, refused):
     "The path and two ways out."
     file = tmp_path/'none.npz'
-    refused('compress', full, '--scores', file, says=(file, 'pca-nb score', 'leave --scores out'))
+    refused('compress', full, '--scores', file, says=(file, 'pca-nb score', 'leave the scores out'))
 
 
 def test_score_that_a_published_file_lacks(full, tmp_path, refused):
@@ -875,7 +875,7 @@ WRITERS = {  # name -> what writes a set (or what comes of it) into a folder
     'folder': lambda s, p: files.save_folder(s, p/'x'), 'parquet': lambda s, p: parquet.save_parquet(s, p/'x.parquet'),
     'npz': lambda s, p: files.save_npz(s, p/'x.npz'), 'scores': lambda s, p: recorded(p/'x.npz', 9000),
     'checkpoint': lambda s, p: run_with_checkpoint(s, p/'x.pt'),
-    'report': lambda s, p: report.write_report(finished_rows(), p/'x.html')}
+    'report': lambda s, p: html_report.write_report(finished_rows(), p/'x.html')}
 
 
 @pytest.mark.parametrize('what', [w for w in WRITERS if w != 'checkpoint'])
@@ -888,7 +888,7 @@ def test_unwritable_place(what, many, closed, tmp_path):
 @pytest.mark.parametrize('what', ['folder', 'parquet', 'npz', 'report'])
 def test_unwritable_place_is_found_before_the_work(what, many, closed, monkeypatch):
     "Nothing is encoded or drawn for a place that cannot be written."
-    for room, f in ((files, 'encode_image'), (report, 'figure_html'), (np, 'savez_compressed')):
+    for room, f in ((files, 'encode_image'), (html_report, 'figure_html'), (np, 'savez_compressed')):
         monkeypatch.setattr(room, f, fail('work before the refusal'))
     raises(['choose another place'], WRITERS[what], many, closed, kind=OSError)
 
@@ -1009,12 +1009,12 @@ NO_ROWS = dict(empty=b'', text=b'hello\n', foreign=b'{"a": 1}\n', number=b'3\n',
 def test_file_that_holds_no_rows(kind, tmp_path, refused):
     "`pca-nb report` of something else: the file and the way out."
     (file := tmp_path/'r.jsonl').write_bytes(NO_ROWS[kind])
-    refused('report', file, '--out', tmp_path/'out', says=(file, 'no rows', 'pca-nb bench'))
+    refused('report', file, '--out', tmp_path/'out', says=(file, 'no rows', 'pca-nb benchmark'))
 
 
 def test_report_of_absent_rows(tmp_path, refused):
     "The path and the way out."
-    refused('report', tmp_path/'r.jsonl', says=(tmp_path/'r.jsonl', 'pca-nb bench'))
+    refused('report', tmp_path/'r.jsonl', says=(tmp_path/'r.jsonl', 'pca-nb benchmark'))
 
 
 def test_report_of_a_folder(tmp_path, refused):

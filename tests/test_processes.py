@@ -50,7 +50,7 @@ full, test = load_data('digits')[torch.arange(n)], load_data('digits', 'test')
 views = AugmentCfg(crop_scale=(.5, 1.), flip=0., mix=mix, mix_labels=mix!='none')
 class Dies(Callback):
     def after_batch(self, epoch, *_):
-        if epoch==dies and join()[0]==1: os.kill(os.getpid(), signal.SIGKILL)
+        if epoch==dies and init_distributed()[0]==1: os.kill(os.getpid(), signal.SIGKILL)
 net = make_model(arch, 10, 16)
 # AdamW would blow up the rounding of gradients that are zero
 log = train(net, full, replace(HARD, optimizer='sgd', lr=.02, epochs=epochs, batch=64, eval_every=2, augment=views)
@@ -58,7 +58,7 @@ log = train(net, full, replace(HARD, optimizer='sgd', lr=.02, epochs=epochs, bat
 plain = replace(views, mix='none', mix_labels=False)
 scoring = ScoringCfg(arch, replace(RECIPES['ccs'], epochs=epochs, batch=65, lr=.005, augment=plain), el2n_epochs=2)
 if dies<0: record_dynamics(full, scoring, out+'/scores.npz', 'cpu')
-if join()[0]==0:
+if init_distributed()[0]==0:
     torch.save({k:v for k,v in net.state_dict().items()}, out+'/net.pt')
     open(out+'/log.json', 'w').write(log.drop(columns='per_class').to_json())
 '''

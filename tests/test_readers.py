@@ -13,8 +13,8 @@ READ = '''
 import io, json, resource, struct, sys, time, zlib
 import numpy as np
 from PIL import Image
-from pca_nb.data import read_image
-from pca_nb.usual import photos
+from pca_nb.decode import read_image
+from pca_nb.reference_loop import photos
 per_format, seed = int(sys.argv[1]), int(sys.argv[2])
 rng = np.random.default_rng(seed)
 a = photos(1, 64).images[0].permute(1, 2, 0).numpy()
