@@ -22,7 +22,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pca_nb import cli, datasets, decode, files, html_report, methods, parquet, recipes, result_store, scores, tables, train
+from pca_nb import (
+    cli, datasets, decode, files, html_report, methods, parquet, recipes, result_store, scores, tables, train)
 from pca_nb.combine import Tiling
 from pca_nb.storage import DamagedFileWarning
 from pca_nb.imageset import ImageSet

@@ -15,12 +15,12 @@ INDEX = '''# Small
 
 > A formula in the lead: $x_1$
 
-See [prune](07_prune.ipynb#by_difficulty) and [the toy](experiments/t99_toy.ipynb#What-it-shows).'''
+See [prune](library/10_prune.ipynb#by_difficulty) and [the toy](experiments/t99_toy.ipynb#What-it-shows).'''
 TOY = '''# A toy table
 
 > Never run again
 
-`by_difficulty` ranks, [`by_difficulty`, again](../07_prune.ipynb) breaks ties. Then
+`by_difficulty` ranks, [`by_difficulty`, again](../library/10_prune.ipynb) breaks ties. Then
 
 $$H=-\\sum_c p_c\\log p_c$$'''
 BAD = '''# Bad
@@ -47,7 +47,8 @@ def build(folder):
 def site(tmp_path_factory):
     "A small index, an experiment, and a committed room; the texts of the pages, by name"
     folder = small(tmp_path_factory.mktemp('docs'), INDEX)
-    shutil.copy(root/'nbs'/'07_prune.ipynb', folder/'nbs')
+    (folder/'nbs'/'library').mkdir()
+    shutil.copy(root/'nbs'/'library'/'10_prune.ipynb', folder/'nbs'/'library')
     (folder/'_docs').mkdir()
     (folder/'_docs'/'gone.html').write_text('a page of a notebook that is gone')
     r = build(folder)
@@ -63,22 +64,23 @@ def test_formulas_are_math_elements(site):
 
 def test_links_between_notebooks_become_links_between_pages(site):
     links = re.findall(r'<a class="reference internal" href="(\S+?)"', site['index.html'])
-    assert {'07_prune.html#by-difficulty', 'experiments/t99_toy.html#what-it-shows'} <= {*links}
+    assert {'library/10_prune.html#by-difficulty', 'experiments/t99_toy.html#what-it-shows'} <= {*links}
     assert not re.findall(r'href="[^"]*\.ipynb', ''.join(site.values()))
 
 
 def test_a_name_in_backticks_leads_to_its_room_on_the_site(site):
     article = re.search(r'<article.*</article>', site['experiments/t99_toy.html'], re.S)[0]
-    assert re.findall(r'href="(\S*07_prune\S*)"', article) == ['../07_prune.html#by-difficulty', '../07_prune.html']
+    assert re.findall(r'href="(\S*10_prune\S*)"', article) == ['../library/10_prune.html#by-difficulty',
+                                                               '../library/10_prune.html']
     assert 'github.io' not in article
 
 
 def test_a_room_keeps_its_whole_lead_and_shows_signatures(site):
-    lead = nbformat.read(root/'nbs'/'07_prune.ipynb', 4).cells[1].source
+    lead = nbformat.read(root/'nbs'/'library'/'10_prune.ipynb', 4).cells[1].source
     last = re.sub(r'\W+', ' ', lead).split()[-1]
-    first = re.search(r'<h1>.*?<h2>', site['07_prune.html'], re.S)[0]
+    first = re.search(r'<h1>.*?<h2>', site['library/10_prune.html'], re.S)[0]
     assert last in first
-    assert re.search(r'<h3>by_difficulty<.*?<span class="nf">by_difficulty</span>', site['07_prune.html'], re.S)
+    assert re.search(r'<h3>by_difficulty<.*?<span class="nf">by_difficulty</span>', site['library/10_prune.html'], re.S)
 
 
 def test_outputs_are_the_committed_ones(site):
@@ -86,13 +88,13 @@ def test_outputs_are_the_committed_ones(site):
 
 
 def test_navigation_groups_the_titles(site):
-    side = re.search(r'<div class="sidebar-tree">.*?</div>', site['07_prune.html'], re.S)[0]
+    side = re.search(r'<div class="sidebar-tree">.*?</div>', site['library/10_prune.html'], re.S)[0]
     assert re.findall(r'caption-text">(.*?)<', side) == ['Rooms', 'Tables of the paper']
     assert 'A toy table' in side
 
 
 def test_a_page_without_a_notebook_goes(site):
-    assert {'index.html', '07_prune.html'} <= {*site} and 'gone.html' not in site
+    assert {'index.html', 'library/10_prune.html'} <= {*site} and 'gone.html' not in site
 
 
 def test_search_finds_a_word_of_an_output(site):

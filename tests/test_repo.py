@@ -1,4 +1,4 @@
-"The committed package, notebooks and README agree with each other; no git is needed, so this works in a tarball too."
+"The committed package, notebooks and README agree; no git is needed, so this works in a tarball too."
 import ast
 import json
 import re
@@ -11,12 +11,16 @@ import pytest
 
 root = Path(__file__).resolve().parents[1]
 bin_dir = Path(sys.executable).parent
+FOLDERS = ('library', 'benchmark', 'engine', 'app')
 
 
 @pytest.fixture
 def copy(tmp_path):
-    shutil.copytree(root/'nbs', tmp_path/'nbs', ignore=shutil.ignore_patterns('.*'))
+    shutil.copytree(root/'nbs', tmp_path/'nbs', ignore=shutil.ignore_patterns('.*', '_runs'))
+    shutil.copytree(root/'tools', tmp_path/'tools', ignore=shutil.ignore_patterns('__pycache__'))
     shutil.copy(root/'settings.ini', tmp_path)
+    (tmp_path/'pca_nb').mkdir()
+    shutil.copy(root/'pca_nb'/'__init__.py', tmp_path/'pca_nb')   # the only module that is written by hand
     return tmp_path
 
 
@@ -25,7 +29,7 @@ def texts(folder, glob):
 
 
 def test_package_is_what_the_notebooks_export(copy, clean_env):
-    subprocess.run([bin_dir/'nbdev_export'], cwd=copy, env=clean_env, check=True)
+    subprocess.run([sys.executable, 'tools/export.py'], cwd=copy, env=clean_env, check=True)
     assert texts(copy/'pca_nb', '*.py') == texts(root/'pca_nb', '*.py'), 'run `make export`'
 
 
@@ -35,24 +39,71 @@ def test_notebooks_are_clean(copy, clean_env):
     assert texts(copy/'nbs', '*.ipynb') == before, 'run `nbdev_clean`'
 
 
-def test_readme_is_index(clean_env):
-    r = subprocess.run([sys.executable, 'tools/docs.py', 'check'], cwd=root, env=clean_env, capture_output=True,
+def test_map_is_that_of_the_notebooks(copy):
+    subprocess.run([sys.executable, 'tools/map.py'], cwd=copy, check=True)
+    assert (copy/'nbs'/'map.ipynb').read_text() == (root/'nbs'/'map.ipynb').read_text(), 'run `make map`'
+
+
+@pytest.mark.parametrize('place', ['plain', '.hidden/x'])
+def test_readme_is_index(copy, clean_env, tmp_path_factory, place):
+    "In any folder, also below a hidden one."
+    here = tmp_path_factory.mktemp('checkout')/place
+    shutil.copytree(copy, here)
+    shutil.copy(root/'README.md', here)
+    r = subprocess.run([sys.executable, 'tools/docs.py', 'check'], cwd=here, env=clean_env, capture_output=True,
                        text=True)
     assert r.returncode == 0, r.stderr
 
 
-def imports_of(module):
-    "The modules of this package that a module imports, anywhere in it"
-    tree = ast.parse((root/'pca_nb'/f'{module}.py').read_text(encoding='utf-8'))
-    return {n.module.split('.')[1] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)
-            and (n.module or '').startswith('pca_nb.')}
+def test_ruff_finds_nothing():
+    r = subprocess.run([bin_dir/'ruff', 'check', '--output-format', 'concise', '--no-cache'], cwd=root,
+                       capture_output=True, text=True)
+    assert r.returncode == 0, r.stdout
 
 
-def test_a_room_imports_only_earlier_rooms():
-    order = [p.stem.split('_', 1)[1] for p in sorted((root/'nbs').glob('[0-9][0-9]_*.ipynb'))]
-    assert {p.stem for p in (root/'pca_nb').glob('[a-z]*.py')} == set(order)
-    for i, m in enumerate(order):
-        assert imports_of(m) <= set(order[:i]), f'{m} imports {imports_of(m) - set(order[:i])}, which come later'
+def order():
+    "Modules in the order of their notebooks: folder by folder, number by number."
+    books = [p for f in FOLDERS for p in sorted((root/'nbs'/f).glob('*.ipynb'))]
+    numbers = [int(p.name.split('_')[0]) for p in books]
+    assert numbers == list(range(len(books))), 'run tools/renumber.py'
+    return [p.stem.split('_', 1)[1] for p in books]
+
+
+def imports_of(text):
+    "The modules of this package that a module imports at its top, relatively or by its full name"
+    found = set()
+    for n in ast.parse(text).body:
+        if isinstance(n, ast.ImportFrom):
+            if n.level == 1 and n.module: found.add(n.module.split('.')[0])
+            if n.level == 0 and (n.module or '').startswith('pca_nb.'): found.add(n.module.split('.')[1])
+    return found
+
+
+def late_imports(order, read):
+    "(module, what it imports although that comes later)"
+    for i, module in enumerate(order):
+        late = imports_of(read(module)) - set(order[:i])
+        if late: yield module, late
+
+
+def test_a_module_imports_only_earlier_modules():
+    names = order()
+    assert {p.stem for p in (root/'pca_nb').glob('[a-z]*.py')} == set(names)
+    assert not dict(late_imports(names, lambda m: (root/'pca_nb'/f'{m}.py').read_text(encoding='utf-8')))
+
+
+def test_the_order_test_can_fail():
+    "A relative import of a later module is found, and so is one by its full name."
+    made = {'a': 'from .b import x', 'b': 'from .a import y', 'c': 'import os\nfrom pca_nb.d import z', 'd': ''}
+    assert dict(late_imports('abcd', made.get)) == {'a': {'b'}, 'c': {'d'}}
+    real = {m: (root/'pca_nb'/f'{m}.py').read_text(encoding='utf-8') for m in order()}
+    assert dict(late_imports(order()[::-1], real.get))
+
+
+def test_no_module_is_long():
+    "Nbdev's own lines left out: 320 lines are a module of one idea."
+    for p in (root/'pca_nb').glob('[a-z]*.py'):
+        assert len(p.read_text(encoding='utf-8').splitlines()) <= 320, f'{p.name}: two notebooks?'
 
 
 def test_nothing_exported_needs_a_development_package():
@@ -60,8 +111,7 @@ def test_nothing_exported_needs_a_development_package():
     assert not re.findall(r'^\s*(?:from|import) (?:nbdev|fastcore|execnb|IPython)\b', text, re.M)
 
 
-def test_experiments_define_nothing_and_assert_something():
+def test_experiments_assert_something():
     for p in (root/'nbs'/'experiments').glob('*.ipynb'):
-        code = '\n'.join(''.join(c['source']) for c in json.loads(p.read_text())['cells'] if c['cell_type'] == 'code')
-        assert not re.search(r'^\s*def ', code, re.M), f'{p.name} has a def: move it to the library'
-        assert re.search(r'^\s*(?:assert|test_)', code, re.M), f'{p.name} asserts nothing'
+        code = [''.join(c['source']) for c in json.loads(p.read_text())['cells'] if c['cell_type'] == 'code']
+        assert re.search(r'^\s*(?:assert|test_|check_)', '\n'.join(code), re.M), f'{p.name} asserts nothing'

@@ -22,7 +22,8 @@ def main(home, out='nbs/results/gallery.npz'):
         cfg = run_cfg('cifar10', m, 10)
         s = (distilled(cfg, home) or [build_set(cfg, full, recorded(cfg, home))])[0]
         images[m] = s.images[torch.arange(full.n_classes)*10].numpy()   # the first of every class
-    np.savez_compressed(out, classes=np.array(full.classes), methods=np.array(list(images)), images=np.stack(list(images.values())))
+    np.savez_compressed(out, classes=np.array(full.classes), methods=np.array(list(images)),
+                        images=np.stack(list(images.values())))
     print(f'{out}: {len(images)} methods, {Path(out).stat().st_size/1e3:.0f} kB')
 
 

@@ -39,7 +39,8 @@ def notebook():
     intro = '# map\n\n> Every notebook in one line\n\nMade by `make map` from the titles of the notebooks; do not edit.'
     texts = [intro, *(section(f, t) for f, t in FOLDERS.items())]
     kernel = dict(display_name='python3', language='python', name='python3')
-    nb = dict(cells=[cell(i, t) for i, t in enumerate(texts)], metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)
+    nb = dict(cells=[cell(i, t) for i, t in enumerate(texts)], metadata=dict(kernelspec=kernel), nbformat=4,
+              nbformat_minor=5)
     return json.dumps(nb, indent=1, ensure_ascii=False) + '\n'
 
 

@@ -2,7 +2,6 @@
 
 pages.py    nothing is run again but nbdev's show_doc; broken links and formulas are errors; no network is needed
 """
-import gc
 import re
 import shutil
 import sys
@@ -13,13 +12,13 @@ from urllib.parse import unquote, urlsplit
 
 import nbformat
 from bs4 import BeautifulSoup
-from docs import cfg, plain
+from docs import cfg, plain, processed
 from nbdev.doclinks import NbdevLookup
-from nbdev.serve import proc_nbs
 from sphinx.cmd.build import main as sphinx
 from sphinx.util.matching import patfilter
 
-GROUPS = {'First': '[!0-9]*', 'Tutorials': 'tutorials/*', 'Dashboards': 'dashboards/*', 'Rooms': '[0-9]*',
+GROUPS = {'First': '*', 'Tutorials': 'tutorials/*', 'Dashboards': 'dashboards/*', 'Library': 'library/*',
+          'Benchmark': 'benchmark/*', 'Engine': 'engine/*', 'Verbs and boards': 'app/*',
           'Tables of the paper': 'experiments/t*', 'Figures of the paper': 'experiments/f*',
           'The appendix': 'experiments/a*',
           'Questions of our own': 'experiments/x*', 'Speed': 'experiments/e*'}
@@ -56,7 +55,8 @@ def addresses(rooms):
         heads = re.findall(r'^#+ (\S+)$', text(nb), re.M)
         for name, (url, _) in index['syms'].get(module, {}).items():
             name = name.removeprefix(module + '.')
-            found[f'{host}/{url}'] = path.name + next((f'#{n}' for n in (name, name.split('.')[0]) if n in heads), '')
+            anchor = next((f'#{n}' for n in (name, name.split('.')[0]) if n in heads), '')
+            found[f'{host}/{url}'] = path.as_posix() + anchor
     return found
 
 
@@ -72,11 +72,9 @@ def untangled(source, local, up):
 
 def prepare():
     "nbdev's notebooks, made plain, as Sphinx's source"
-    source = proc_nbs(n_workers=0, force=True)
-    # on leaving, IPython collects garbage for each notebook
-    gc.freeze()
+    source = processed()
     pages = [(p, plain(nbformat.read(p, as_version=4))) for p in sorted(source.rglob('*.ipynb'))]
-    local = addresses((p, nb) for p, nb in pages if p.parent == source)
+    local = addresses((p.relative_to(source), nb) for p, nb in pages if re.match(r'\d+_', p.name))
     for path, nb in pages:
         to = path.relative_to(source)
         nb.cells[0] = lead(cfg.nbs_path/to)

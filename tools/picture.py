@@ -33,7 +33,8 @@ def words(fig, x, y, title, text):
 
 
 def main(path='nbs/images/pca.png'):
-    photos, fig = sample_photos(96), plt.figure(figsize=(9.6, 2.5), dpi=100)
+    photos = sample_photos(96)
+    fig = plt.figure(figsize=(9.6, 2.5), dpi=100)
     kept = torch.stack([torch.arange(4)+8*c for c in range(2)])
     small = combine(photos, kept, 'lsq')
     for c in range(2):

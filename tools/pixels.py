@@ -11,7 +11,8 @@ import torch
 from pca_nb.machine import environment_info, pick_device
 from pca_nb.costs import pixel_speed
 
-SETTINGS = (dict(arch='convnet3-w32', size=32, batch=100, steps=20), dict(arch='convnet3-bn', size=32, batch=100, steps=5), dict(arch='resnet18', size=32, batch=50, steps=3))
+SETTINGS = (dict(arch='convnet3-w32', size=32, batch=100, steps=20),
+            dict(arch='convnet3-bn', size=32, batch=100, steps=5), dict(arch='resnet18', size=32, batch=50, steps=3))
 
 
 def main(out='nbs/results/pixels.json'):

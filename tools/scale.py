@@ -27,7 +27,7 @@ from pca_nb.datasets import load_data
 from pca_nb.runs import run_cfg
 from pca_nb.scores import read_dynamics, record_dynamics, ScoringCfg, SUMS
 from pca_nb.timing import cpu_name
-from pca_nb.speed import our_training
+from pca_nb.measurements import our_training
 from pca_nb.recipes import RECIPES
 from pca_nb.reference_loop import photos
 

@@ -34,11 +34,14 @@ def seconds(f):
 
 def main(out='nbs/results/stages.json'):
     full, dev = load_data('cifar10'), 'cpu'
-    sre2l, soft, p = run_cfg('cifar10', 'sre2l', 10), run_cfg('cifar10', 'sre2l', 10, recipe='soft'), run_cfg('cifar10', 'pca', 10)
+    sre2l = run_cfg('cifar10', 'sre2l', 10)
+    soft = run_cfg('cifar10', 'sre2l', 10, recipe='soft')
+    p = run_cfg('cifar10', 'pca', 10)
     squeeze, net, rows = sre2l.synthesis.teachers[0], make_model('convnet3-w32', 10, 32), []
 
     def note(method, stage, part, whole, spent, fixed, kept):
-        rows.append(dict(method=method, stage=stage, measured=part, whole=whole, seconds=round(fixed+spent*whole/part, 1), kept=kept))
+        rows.append(dict(method=method, stage=stage, measured=part, whole=whole,
+                         seconds=round(fixed+spent*whole/part, 1), kept=kept))
         print(rows[-1], flush=True)
     train(net, full, squeeze.recipe, stop_epoch=1, device=dev)   # warms up
     t, _ = seconds(lambda: train(net, full, squeeze.recipe, stop_epoch=2, device=dev))
@@ -47,7 +50,8 @@ def main(out='nbs/results/stages.json'):
     teacher = Teacher(net, 'convnet3-w32', 32, full.classes, full.stats, 70.)   # two epochs are enough to be asked
     a, (small, _) = seconds(lambda: synthesise(full, 10, replace(sre2l.synthesis.cfg, steps=10), [teacher], device=dev))
     b, (small, _) = seconds(lambda: synthesise(full, 10, replace(sre2l.synthesis.cfg, steps=60), [teacher], device=dev))
-    note('SRe2L', 'recover', 50, sre2l.synthesis.cfg.steps, b-a, max(0, a-(b-a)/5), sum(map(len, encode_images(small, 'png'))))
+    note('SRe2L', 'recover', 50, sre2l.synthesis.cfg.steps, b-a, max(0, a-(b-a)/5),
+         sum(map(len, encode_images(small, 'png'))))
     with tempfile.TemporaryDirectory() as d:
         r = replace(soft.recipe, epochs=5)
         t, _ = seconds(lambda: write_labels(Path(d)/'labels', small, r, TeacherLabels(teacher), 0, device=dev))
@@ -57,7 +61,8 @@ def main(out='nbs/results/stages.json'):
     note('PCA', 'prune', 2, p.scoring.recipe.epochs, t, 0, 0)
     t, s = seconds(lambda: build_set(p, full, dynamics))
     note('PCA', 'combine', 1, 1, t, 0, sum(map(len, encode_images(s, 'png'))))
-    json.dump(dict(rows=rows, cfg=dict(data='cifar10', ipc=10, arch='convnet3-w32'), **environment_info(pick_device(dev))), open(out, 'w'), indent=1)
+    json.dump(dict(rows=rows, cfg=dict(data='cifar10', ipc=10, arch='convnet3-w32'),
+                   **environment_info(pick_device(dev))), open(out, 'w'), indent=1)
 
 
 if __name__ == '__main__':
