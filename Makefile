@@ -1,7 +1,10 @@
 PYTHON ?= python3
 V := .venv/bin
+# two workers with one thread each: small networks gain more from two runs at once than from two threads in one
+PYTEST := OMP_NUM_THREADS=1 $(V)/python -m pytest -n 2 --dist worksteal
+SLOW := lab notebooks docs tutorials faults processes cli bench
 
-.PHONY: demo test lab export save readme docs
+.PHONY: demo test quick lint lab export save readme map docs
 .DEFAULT_GOAL := test
 
 .venv/ok: settings.ini setup.py pyproject.toml
@@ -13,20 +16,28 @@ V := .venv/bin
 demo: .venv/ok            ## the main job on the embedded digits: table, and one HTML page in _runs/
 	$(V)/pca-nb demo
 
-test: .venv/ok            ## every notebook and every test
-	$(V)/python -m pytest
+test: .venv/ok            ## every notebook and every test, ruff included
+	$(PYTEST)
 
-lab: .venv/ok             ## JupyterLab on the start page: tutorials, boards, tables, rooms
+quick: .venv/ok           ## ruff, drift and the unit tests: no browser, no heavy notebook
+	$(PYTEST) $(SLOW:%=--ignore tests/test_%.py)
+
+lint: .venv/ok
+	$(V)/ruff check
+
+lab: .venv/ok             ## JupyterLab on the start page: tutorials, boards, tables, the library
 	$(V)/jupyter lab --ip=127.0.0.1 --allow-root --notebook-dir=nbs --LabApp.default_url=/lab/tree/start.ipynb
 
 export: .venv/ok          ## notebooks -> pca_nb/
-	$(V)/nbdev_export
+	$(V)/python tools/export.py
 
-save: .venv/ok            ## run every notebook in a kernel and keep its outputs, then clean, export, README
-	$(V)/python tools/run.py --inplace nbs/*.ipynb nbs/*/*.ipynb
+save: .venv/ok            ## run every notebook in a kernel and keep its outputs, then clean, export, map, README
+	OMP_NUM_THREADS=1 $(V)/python tools/run.py --inplace --jobs 2 nbs/*.ipynb nbs/*/*.ipynb
 	$(V)/nbdev_clean
-	$(V)/nbdev_export
-	$(V)/python tools/docs.py readme
+	$(MAKE) export map readme
+
+map: .venv/ok             ## the list of notebooks, from their titles
+	$(V)/python tools/map.py
 
 readme: .venv/ok
 	$(V)/python tools/docs.py readme

@@ -89,7 +89,7 @@ def test_outputs_are_the_committed_ones(site):
 
 def test_navigation_groups_the_titles(site):
     side = re.search(r'<div class="sidebar-tree">.*?</div>', site['library/10_prune.html'], re.S)[0]
-    assert re.findall(r'caption-text">(.*?)<', side) == ['Rooms', 'Tables of the paper']
+    assert re.findall(r'caption-text">(.*?)<', side) == ['Library', 'Tables of the paper']
     assert 'A toy table' in side
 
 

@@ -16,19 +16,20 @@ def notebooks():
 
 
 def main():
-    names = {}
+    names, changed = {}, 0
     for i, p in enumerate(notebooks()):
-        names[p.name] = f'{i:02d}_{NUMBERED.match(p.name)[1]}.ipynb'
-        p.rename(p.with_name(names[p.name] + '.new'))
+        name = NUMBERED.match(p.name)[1]
+        names[name] = f'{i:02d}_{name}.ipynb'
+        changed += names[name] != p.name
+        p.rename(p.with_name(names[name] + '.new'))
     for p in (ROOT/'nbs').rglob('*.ipynb.new'):
         p.rename(p.with_suffix(''))
-    changed = {old: new for old, new in names.items() if old != new}
     for p in [*(ROOT/'nbs').rglob('*.ipynb'), *ROOT.glob('*.md')]:
         text = p.read_text(encoding='utf-8')
-        new = re.sub(r'\b\d+[a-z]?_\w+\.ipynb', lambda m: names.get(m[0], m[0]), text)
+        new = re.sub(r'\b\d+[a-z]?_(\w+)\.ipynb', lambda m: names.get(m[1], m[0]), text)   # found by name
         if new != text:
             p.write_text(new, encoding='utf-8')
-    print(f'{len(changed)} of {len(names)} notebooks have another number now')
+    print(f'{changed} of {len(names)} notebooks have another number now')
 
 
 if __name__ == '__main__':
