@@ -25,7 +25,7 @@ from .datasets import DATASETS, load_data
 from .distributed import init_distributed
 from .scores import record_dynamics
 from .teachers import check_accuracy, make_teacher
-from .methods import check_method
+from .method_setup import check_method
 from .runs import build_set, run_cfg, RunCfg
 from .result_store import ResultStore
 from .run import _name, run_one

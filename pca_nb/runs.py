@@ -20,8 +20,9 @@ from .scores import difficulty, ScoringCfg
 from .label_store import LabelStoreCfg
 from .rded import CropSearchCfg
 from .distillers import DistilCfg
-from .protocols import _teacher_cfg, N_TRAIN, protocol_for, recipe_for, scoring_cfg
-from .methods import _seen, check_output, method_cfg_for, MethodInputs, METHODS
+from .protocols import teacher_cfg, N_TRAIN, protocol_for, recipe_for, scoring_cfg
+from .methods import MethodInputs, METHODS
+from .method_setup import check_output, method_cfg_for, patches_for
 
 # %% ../nbs/benchmark/36_runs.ipynb #0a01e867
 @dataclass(frozen=True)
@@ -93,9 +94,9 @@ def run_cfg(
     if m.decode: r = replace(r, epochs=max(1, round(r.epochs*ceil(n/r.batch)/ceil(n*f*f/r.batch)))) # as many steps
     makers = dict(one=[p.arch], other=p.others[:1], several=[p.arch, *p.others]).get(m.teachers, ())
     def cfgs(archs):
-        return tuple(_teacher_cfg(a or p.arch, data, size, n_full, seed+archs[:k].count(a)) for k,a in enumerate(archs))
+        return tuple(teacher_cfg(a or p.arch, data, size, n_full, seed+archs[:k].count(a)) for k,a in enumerate(archs))
     return RunCfg(data, method, ipc, seed, size, arch or p.arch,
-        recipe=replace(r, augment=replace(r.augment, **dict(patches=_seen(m, r)) | (augment or {}))),
+        recipe=replace(r, augment=replace(r.augment, **dict(patches=patches_for(m, r)) | (augment or {}))),
         tiling=Tiling(f, shrink or p.shrink) if f>1 else Tiling(1),
         scoring=scoring_cfg(data, size, n_full, m.score, seed, arch) if m.score else None,
         soft=SoftCfg(cfgs(teachers), labels) if r.soft else None,
