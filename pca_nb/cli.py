@@ -50,7 +50,7 @@ def demo(
     Random, pruning, CCS and PCA with hard labels, random and PCA with soft ones.
     """
     from pca_nb.datasets import load_data
-    from pca_nb.grid import demo_grid, recorded
+    from pca_nb.grid import demo_grid, Grid
     from pca_nb.result_store import ResultStore
     from pca_nb.html_report import write_report
     from pca_nb.stats import format_table, mark_soft_rows, summary
@@ -59,7 +59,7 @@ def demo(
     show(format_table(summary(mark_soft_rows(frame))), f'digits, {seeds} seeds: top-1 on 600 test images')
     out.print(f'soft: a teacher ({teachers_of(frame)}) labels every view; stored in the usual format, its labels would '
               f"take {label_bytes_ratio(frame):.0f} times the images' bytes")
-    dynamics = recorded(next(c for c in cfgs if c.method=='ccs'), home)
+    dynamics = Grid(home).scores(next(c for c in cfgs if c.method=='ccs'))
     page = write_report(frame, home/'demo.html', load_data('digits'), dynamics, 'pca_nb demo: handwritten digits')
     out.print(f'report: {page.resolve()}')
 

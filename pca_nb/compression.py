@@ -22,7 +22,8 @@ from .teachers import check_accuracy, check_compatible
 from .distillers import DistilCfg
 from .distill import check_distil
 from .protocols import protocol_for
-from .methods import METHODS, MethodInputs, check_method, check_output, make_distilled, method_cfg_for
+from .methods import METHODS, MethodInputs, make_distilled
+from .method_setup import check_method, check_output, method_cfg_for
 from .workload import Workload, steps_of
 from .defaults import as_teachers, default_scoring, epochs_needed, ranking_scores
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from pca_nb.augment import AugmentCfg
 from pca_nb.result_store import ResultStore
-from pca_nb.grid import run_grid, taught
+from pca_nb.grid import Grid, run_grid
 from pca_nb.combine import assign_to_cells, combine
 from pca_nb.core import generator
 from pca_nb.datasets import load_data
@@ -259,7 +259,7 @@ def test_a_grid_with_teachers(tmp_path):
     assert (hard['label_bytes'], live['label_bytes']) == (0, 0) and 0 < small['label_bytes'] < kept['label_bytes']
     assert (live['fkd_bytes'] == kept['fkd_bytes'] == 20*5*45 and live['teachers'] == kept['teachers']
             and len(list((tmp_path/'teachers').glob('*.pt'))) == 1)
-    assert not list((tmp_path/'labels').glob('[!.]*')) and taught(cfgs[0]) == []  # hidden: locks
+    assert not list((tmp_path/'labels').glob('[!.]*')) and Grid().teachers(cfgs[0]) == []  # hidden: locks
     bad = replace(cfgs[1],
                   soft=replace(cfgs[1].soft,
                                teachers=tuple(replace(t, recipe=replace(t.recipe, epochs=1, lr=1e-9, lr_min=0.))

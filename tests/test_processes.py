@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-import victim
+import fault_worker
 from pca_nb.result_store import ResultStore
 from pca_nb.grid import process_pool, run_grid
 from pca_nb.distributed import shard_bounds
@@ -155,7 +155,7 @@ def test_a_grid_under_torchrun_is_refused(tmp_path, monkeypatch):
     from pca_nb import grid
     monkeypatch.setattr(grid, 'init_distributed', lambda: (0, 2))
     with pytest.raises(ValueError, match='a grid gives each run a process of its own: start it without torchrun'):
-        run_grid(victim.GRID, ResultStore(tmp_path/'r.jsonl'), tmp_path)
+        run_grid(fault_worker.GRID, ResultStore(tmp_path/'r.jsonl'), tmp_path)
 
 
 # ---- grids ----
@@ -168,11 +168,11 @@ def alone(tmp_path_factory):
     "The grid's rows from one process with one thread."
     home = tmp_path_factory.mktemp('alone')
     torch.set_num_threads(1)
-    run_grid(victim.GRID, ResultStore(home/'rows.jsonl'), home, device='cpu')
+    run_grid(fault_worker.GRID, ResultStore(home/'rows.jsonl'), home, device='cpu')
     return made(home/'rows.jsonl')
 
 
-LONG = [victim.short('random', s, 60) for s in range(4)]
+LONG = [fault_worker.short('random', s, 60) for s in range(4)]
 
 
 def kill_one(pids, path):
@@ -209,7 +209,7 @@ def test_dask_makes_the_same_rows_and_survives_a_killed_worker(tmp_path, alone, 
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1,
                                   dashboard_address=None) as cluster, distributed.Client(cluster) as client:
         client.run(torch.set_num_threads, 1)
-        run_grid(victim.GRID, ResultStore(tmp_path/'a.jsonl'), tmp_path/'a', executor=client.get_executor(),
+        run_grid(fault_worker.GRID, ResultStore(tmp_path/'a.jsonl'), tmp_path/'a', executor=client.get_executor(),
                  device='cpu')
         assert made(tmp_path/'a.jsonl') == alone
         pids = [w['pid'] for w in client.run(lambda: dict(pid=os.getpid())).values()]
@@ -232,5 +232,5 @@ def test_anything_with_submit_will_do(tmp_path, alone):
             job = Future()
             job.set_result(f(*a))
             return job
-    run_grid(victim.GRID, ResultStore(tmp_path/'r.jsonl'), tmp_path, executor=Slurm(), device='cpu')
+    run_grid(fault_worker.GRID, ResultStore(tmp_path/'r.jsonl'), tmp_path, executor=Slurm(), device='cpu')
     assert made(tmp_path/'r.jsonl') == alone

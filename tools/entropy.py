@@ -22,7 +22,7 @@ import torch
 
 from pca_nb.augment import normalise
 from pca_nb.result_store import ResultStore
-from pca_nb.grid import distilled, recorded
+from pca_nb.grid import Grid
 from pca_nb.rded import CropSearchCfg, selective_crop
 from pca_nb.core import config_hash, generator, to_jsonable
 from pca_nb.machine import environment_info, pick_device
@@ -74,7 +74,7 @@ def teacher(home, data, name, seed, device):
 
 def scores_of(home, data, seed, net, full, device):
     "Difficulty by the scores of the field, and by the network that is asked (its −log p)."
-    d = recorded(run_cfg(data, 'el2n-easyB', 10, seed), home, device=device)
+    d = Grid(home, device=device).scores(run_cfg(data, 'el2n-easyB', 10, seed))
     return dict(el2n=difficulty(d, 'el2n'), aum=difficulty(d, 'aum'),
                 own=nll_and_entropy(predict_logits(full, net, 1024), full.labels)[0].float())
 
@@ -185,7 +185,7 @@ def theorem(home, data, seed, path, device):
     judges = (dict(own=t, seed=teacher(home, data, 'own', (seed+1) % 3, device))
               | ({} if few else dict(deeper=teacher(home, data, 'deeper', seed, device))))
     for j in judges.values(): j.net.to(device)
-    d = recorded(run_cfg(data, 'el2n-easyB', 10, seed), home, device=device)
+    d = Grid(home, device=device).scores(run_cfg(data, 'el2n-easyB', 10, seed))
     out = Out(path, data=data, seed=seed, **about(t, 'own', device))
     for name in ('easyB',) if few else ('easyB', 'random', 'hardB'):
         D = full[subset(full, difficulty(d, 'el2n'), name, 40, seed)]
@@ -211,7 +211,7 @@ def exists(home, data, seed, path, device):
     size, n = NETS[data]['own'][0], 64 if data == 'cifar10' else 16
     full = the_set(data, size)
     t = teacher(home, data, 'own', seed, device)
-    d = recorded(run_cfg(data, 'el2n-easyB', 10, seed), home, device=device)
+    d = Grid(home, device=device).scores(run_cfg(data, 'el2n-easyB', 10, seed))
     out = Out(path, data=data, seed=seed, **about(t, 'own', device))
     for k in RULES:
         c = crop_changes(full[subset(full, difficulty(d, 'el2n'), k, 50, seed)], t.net.to(device), (MIN_AREAS[0], 1),
@@ -229,7 +229,7 @@ def clouds(home, data, seed, path, device):
     size = NETS[data]['own'][0]
     full = the_set(data, size)
     t = teacher(home, data, 'own', seed, device)
-    d = recorded(run_cfg(data, 'el2n-easyB', 10, seed), home, device=device)
+    d = Grid(home, device=device).scores(run_cfg(data, 'el2n-easyB', 10, seed))
     out = {}
     for k in RULES:
         idx = subset(full, difficulty(d, 'el2n'), k, 50, seed)
@@ -242,12 +242,12 @@ def sets(home, path, grid, pictures, device, data='cifar10'):
     """Entropy of the stored images of every run, asked of the network of its seed (which made some of them), of
     another seed's, and of a deeper one; beside it the student's accuracy."""
     full, kept = the_set(data, NETS[data]['own'][0]), {}
+    places = Grid(home, device=device)
     for row in ResultStore(grid).all():
         cfg = run_cfg(data, row['method'], row['ipc'], row['seed'])
         if cfg.key != row['key']:
             sys.exit(f"{row['method']}, seed {row['seed']}: the row was made by another configuration")
-        s = (distilled(cfg, home, device=device)[0] if cfg.synthesis
-             else build_set(cfg, full, recorded(cfg, home, device=device) if cfg.scoring else None))
+        s = places.synthetic_set(cfg)[0] if cfg.synthesis else build_set(cfg, full, places.scores(cfg))
         if row['seed'] == 0:
             # light grey where a class has no image
             kept[row['method']] = blank = np.full((full.n_classes, 3, *full.size), 235, np.uint8)
@@ -314,7 +314,7 @@ if __name__ == '__main__':
     if dev.type == 'cuda': torch.backends.cudnn.allow_tf32 = False # float32 is float32: changes near 0 have signs
     else: torch.set_num_threads(1)
     if what == 'jobs': print(*(f'{rest[0]} {n} {s}' for n in NETS[rest[0]] for s in range(3)), sep='\n')
-    elif what == 'score': recorded(run_cfg(rest[0], 'el2n-easyB', 10, int(rest[1])), home, device=dev)
+    elif what == 'score': Grid(home, device=dev).scores(run_cfg(rest[0], 'el2n-easyB', 10, int(rest[1])))
     elif what == 'teach': print(teacher(home, rest[0], rest[1], int(rest[2]), dev), flush=True)
     elif what == 'measure': measure(home, rest[0], rest[1], int(rest[2]), rest[3], dev)
     elif what == 'theorem': theorem(home, rest[0], int(rest[1]), rest[2], dev)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from pca_nb.core import config_hash
-from pca_nb.result_store import _check
+from pca_nb.result_store import row_checksum
 
 DISTIL = {'unit': 'stat_scale', 'per': 'views_per', 'keep': 'keep_iterate', 'carry': 'accumulate'}
 VALUES = {'shrink': {'fit': 'lsq'}, 'pool': {'clean': 'shuffled'},
@@ -64,7 +64,7 @@ def row(old):
     new = {k: v for k, v in old.items() if k != 'check'} | {'key': config_hash(named), 'cfg': cfg}
     if 'method' in old:
         new['method'] = method_name(old['method'])
-    return new | ({'check': _check(new)} if 'check' in old else {})
+    return new | ({'check': row_checksum(new)} if 'check' in old else {})
 
 
 def main(paths):

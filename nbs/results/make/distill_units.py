@@ -13,7 +13,7 @@ from pca_nb.augment import AugmentCfg
 from pca_nb.datasets import load_data
 from pca_nb.distill_terms import real_distance
 from pca_nb.distillers import DistilCfg
-from pca_nb.grid import asked
+from pca_nb.grid import Grid
 from pca_nb.machine import environment_info, pick_device
 from pca_nb.recipes import RECIPES, scale_recipe
 from pca_nb.runs import run_cfg
@@ -63,7 +63,7 @@ def cifar_rows(home):
     full = load_data('cifar10')
     for seed in range(3):
         run = run_cfg('cifar10', 'sre2l', 10, seed)
-        teacher = asked(run, home, device='cpu')[0]
+        teacher = Grid(home, device='cpu').makers(run)[0]
         lr = run.synthesis.teachers[0].recipe.lr
         yield describe('cifar10', teacher, lr, full, run.synthesis.cfg, [])
 

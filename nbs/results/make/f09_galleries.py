@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pca_nb.datasets import load_data
-from pca_nb.grid import distilled, recorded
+from pca_nb.grid import Grid
 from pca_nb.methods import BENCH
 from pca_nb.runs import build_set, run_cfg
 
@@ -20,8 +20,9 @@ MORE = ('sre2l-real', 'rded-f2')
 def stored_set(method, full, home):
     "Return the set that a method stores with ten images per class and seed 0."
     cfg = run_cfg('cifar10', method, 10)
-    made = distilled(cfg, home)
-    return made[0] if made else build_set(cfg, full, recorded(cfg, home))
+    grid = Grid(home)
+    made = grid.synthetic_set(cfg)
+    return made[0] if made else build_set(cfg, full, grid.scores(cfg))
 
 
 def main(home, out):
