@@ -15,7 +15,7 @@ from typing import Callable
 import torch
 from .core import Refused
 from .imageset import ImageSet
-from .prune import CCS_BETA, check_budget, PRUNERS, random_balanced, take_by_difficulty
+from .prune import CCS_BETA, check_budget, PRUNERS, random_balanced, take_easiest
 from .resize import cell_edges
 from .combine import assign_to_cells, combine, Tiling
 from .augment import AugmentCfg
@@ -65,7 +65,7 @@ def make_pca(full, ipc, use):
 
 def make_pca_crop(full, ipc, use):
     "PCA with every chosen image cut down to its best crop first: the paper's Table 10."
-    idx = take_by_difficulty(use.scores, full.labels, full.classes, ipc*use.tiling.factor**2, use.g)
+    idx = take_easiest(use.scores, full.labels, full.classes, ipc*use.tiling.factor**2, use.g)
     crops = selective_crop(full[idx], use.teachers[0].net, use.cfg, use.g)
     return combine(crops, assign_to_cells(torch.arange(len(idx)), full.n_classes, use.tiling.factor, use.g),
                    use.tiling.shrink)

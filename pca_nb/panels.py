@@ -17,7 +17,7 @@ from .core import generator
 from .imageset import ImageSet
 from .files import encode_images
 from .viz import show_image
-from .prune import PRUNERS, take_by_difficulty
+from .prune import PRUNERS, take_easiest
 from .combine import assign_to_cells, combine
 from .augment import apply_view, AugmentCfg, draw_view
 from .scores import difficulty
@@ -107,7 +107,7 @@ def score_panel(
     p.scatter(va, vb, s=3, color='lightgrey', lw=0)
     p.scatter(va[idx], vb[idx], s=3, color='C0', lw=0)
     p.set_title(f'{y} against {x}', fontsize=9)
-    only = take_by_difficulty(a, full.labels, full.classes, ipc, generator(0, 'subset'), balanced=False)
+    only = take_easiest(a, full.labels, full.classes, ipc, generator(0, 'subset'), balanced=False)
     r.bar(range(full.n_classes), full.labels[only].bincount(minlength=full.n_classes), color='C1')
     r.axhline(ipc, color='black', lw=1)
     r.set_title(f'easiest {ipc*full.n_classes} without balance', fontsize=9)

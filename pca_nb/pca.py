@@ -9,7 +9,7 @@ __all__ = ['pca']
 import torch
 from torch import Tensor
 from .imageset import ImageSet
-from .prune import check_budget, take_by_difficulty
+from .prune import check_budget, take_easiest
 from .combine import assign_to_cells, combine, Tiling
 
 # %% ../nbs/library/22_pca.ipynb #c92dcbb1
@@ -23,5 +23,5 @@ def pca(
     "Prune and combine (Xiao & He 2025, 2502.06434, Sec. 4.2); the third step is the recipe's."
     n = ipc*tiling.factor**2
     check_budget(full.labels, full.classes, n, f"PCA with ipc={ipc} and factor={tiling.factor}")
-    easiest = take_by_difficulty(scores, full.labels, full.classes, n, g)
+    easiest = take_easiest(scores, full.labels, full.classes, n, g)
     return combine(full, assign_to_cells(easiest, full.n_classes, tiling.factor, g), tiling.shrink)
