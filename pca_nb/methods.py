@@ -16,7 +16,7 @@ from typing import Callable
 
 import torch
 from .imageset import ImageSet
-from .prune import PRUNERS, random_balanced, take_by_difficulty
+from .prune import PRUNERS, random_balanced, take_easiest
 from .combine import assign_to_cells, combine, Tiling
 from .scores import SCORES
 from .pca import pca
@@ -76,7 +76,7 @@ def make_tiles(full, ipc, inputs):
 def make_pca_crop(full, ipc, inputs):
     "Return PCA's composites with every image cut down to its best crop first: the paper's Table 10."
     n = ipc*inputs.tiling.factor**2
-    easiest = take_by_difficulty(inputs.scores, full.labels, full.classes, n, inputs.g)
+    easiest = take_easiest(inputs.scores, full.labels, full.classes, n, inputs.g)
     crops = selective_crop(full[easiest], inputs.teachers[0].net, inputs.cfg, inputs.g)
     return _tile(crops, torch.arange(len(easiest)), inputs)
 

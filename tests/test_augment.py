@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from torchvision.transforms.v2 import functional as F2
 
 from pca_nb.resize import cell_boxes, cell_edges, crop_resize, draw_crops
-from pca_nb.mix import draw_mix
+from pca_nb.mix import draw_mix, MixCfg
 from pca_nb.augment import apply_view, AugmentCfg, draw_cell_orders, draw_view, shuffle_cells
 from pca_nb.core import generator
 
@@ -19,13 +19,13 @@ sizes = st.integers(3, 40)
 def test_crop_is_torchvisions(H, W, h, w, flip, seed):
     g = generator(seed)
     x = torch.rand(1, 3, H, W, generator=g)
-    t, item = (int(torch.randint(n, (), generator=g)) for n in (H, W))
-    bh, bw = (1 + int(torch.randint(n - a, (), generator=g)) for n, a in ((H, t), (W, item)))
+    t, left = (int(torch.randint(n, (), generator=g)) for n in (H, W))
+    bh, bw = (1 + int(torch.randint(n - a, (), generator=g)) for n, a in ((H, t), (W, left)))
     # torch 2.15's antialiased resize is wrong for windows and outputs one pixel wide (it repeats the first row)
     if min(bh, bw) < 2:
         return
-    want = F2.resized_crop(x, t, item, bh, bw, [h, w])
-    got = crop_resize(x, torch.tensor([[t, item, bh, bw]]), (h, w), torch.tensor([flip]))
+    want = F2.resized_crop(x, t, left, bh, bw, [h, w])
+    got = crop_resize(x, torch.tensor([[t, left, bh, bw]]), (h, w), torch.tensor([flip]))
     assert torch.allclose(got, want.flip(-1) if flip else want, atol=1e-4)   # positions are moved by 1e-6 of the side
 
 
@@ -36,12 +36,12 @@ def test_extraction_reads_one_cell_only(S, f, low, seed):
     g = generator(seed)
     x = torch.randint(256, (8, 3, S, S), generator=g).to(torch.uint8)
     v = draw_view(8, (S, S), AugmentCfg(crop_scale=(low, 1.), patches='extract'), f, generator(seed, 'v'))
+    cells = [(t, left, t + h, left + w) for t, left, h, w in cell_boxes(torch.arange(f * f), f, (S, S)).tolist()]
     keep = torch.zeros(8, 1, S, S, dtype=torch.bool)
     for i, (t, left, h, w) in enumerate(v.box.tolist()):
-        cell = next(c for c in cell_boxes(torch.arange(f * f), f, (S, S)).tolist() if c[0] <= t < c[0] + c[2]
-                    and c[1] <= left < c[1] + c[3])
-        assert t + h <= cell[0] + cell[2] and left + w <= cell[1] + cell[3]
-        keep[i, :, cell[0]:cell[0] + cell[2], cell[1]:cell[1] + cell[3]] = True
+        top, first, bottom, last = next(c for c in cells if c[0] <= t < c[2] and c[1] <= left < c[3])
+        assert t + h <= bottom and left + w <= last
+        keep[i, :, top:bottom, first:last] = True
     if v.box[:, 2:].min() < 2:   # a window of one pixel may read its neighbour with a float's rounding as weight
         return
     other = torch.where(keep, x, 255 - x)
@@ -54,7 +54,8 @@ def test_cells_tile_the_side(total, f):
         return
     e = cell_edges(total, f)
     sides = [b - a for a, b in zip(e, e[1:])]
-    assert e[0] == 0 and e[-1] == total and sides == sorted(sides, reverse=True) and sides[0] - sides[-1] <= 1
+    assert e[0] == 0 and e[-1] == total
+    assert sides == sorted(sides, reverse=True) and sides[0] - sides[-1] <= 1
 
 
 def test_shuffle_is_a_slow_loop():
@@ -78,8 +79,8 @@ def test_all_arrangements_are_equally_likely():
 
 def test_cell_choice_is_uniform_and_new_each_step():
     g = generator(0)
-    first, second = (draw_view(4000, (16, 16), AugmentCfg(patches='extract', crop_scale=None), 2, g).box[:, :2]
-                     for _ in range(2))
+    aug = AugmentCfg(patches='extract', crop_scale=None)
+    first, second = (draw_view(4000, (16, 16), aug, 2, g).box[:, :2] for _ in range(2))
     cells = (first // 8 * torch.tensor([2, 1])).sum(1).bincount()
     assert ((cells - 1000.)**2 / 1000).sum() < 16.3   # 3 degrees of freedom, p = 0.001
     assert .2 < (first == second).all(1).float().mean() < .3
@@ -88,21 +89,24 @@ def test_cell_choice_is_uniform_and_new_each_step():
 def test_crops_stay_inside_any_region():
     region = torch.tensor([[3, 5, 9, 2], [0, 0, 1, 1], [10, 10, 50, 7]]).repeat(300, 1)
     b = draw_crops(region, (.01, 1.), g=generator(0))
-    assert (b[:, :2] >= region[:, :2]).all() and (b[:, :2] + b[:, 2:] <= region[:, :2]
-                                                  + region[:, 2:]).all() and (b[:, 2:] > 0).all()
+    start, end = region[:, :2], region[:, :2] + region[:, 2:]
+    assert (b[:, :2] >= start).all()
+    assert (b[:, :2] + b[:, 2:] <= end).all()
+    assert (b[:, 2:] > 0).all()
 
 
 def test_mixing_probability_and_cutout_side():
-    lam = draw_mix(20_000, 'mixup', (8, 8), prob=.3, per='image', g=generator(0)).lam
+    lam = draw_mix(20_000, (8, 8), MixCfg('mixup', prob=.3, per='image'), generator(0)).lam
     assert abs((lam < 1).float().mean() - .3) < .02
-    box = draw_mix(2000, 'cutout', (32, 32), side=.5, per='image', g=generator(0)).box
-    # clipped at the border only
-    assert box[:, 2].max() == 16 and box[:, 3].max() == 16 and (box[:, 2] == 16).float().mean() > .4
+    box = draw_mix(2000, (32, 32), MixCfg('cutout', side=.5, per='image'), generator(0)).box
+    assert box[:, 2].max() == 16 and box[:, 3].max() == 16
+    assert (box[:, 2] == 16).float().mean() > .4   # clipped at the border only
 
 
 def test_same_generator_same_view_and_one_device():
-    a, b = (draw_view(9, (20, 20), AugmentCfg(mix='cutmix', mix_per='image'), 1, generator(3)) for _ in range(2))
-    assert torch.equal(a.box, b.box) and torch.equal(a.flip,
-                                                     b.flip) and torch.equal(a.mix.box,
-                                                                             b.mix.box) and torch.equal(a.mix.partner,
-                                                                                                        b.mix.partner)
+    aug = AugmentCfg(mix='cutmix', mix_per='image')
+    a, b = (draw_view(9, (20, 20), aug, 1, generator(3)) for _ in range(2))
+    assert torch.equal(a.box, b.box)
+    assert torch.equal(a.flip, b.flip)
+    assert torch.equal(a.mix.box, b.mix.box)
+    assert torch.equal(a.mix.partner, b.mix.partner)

@@ -431,13 +431,13 @@ def test_class_with_fewer_images_than_needed(what, full, refused):
     "IPC·f² images asked for, five there: both numbers, the class, the way out."
     (full/'b'/'5.png').unlink()
     need, *more = SHORT[what]
-    refused('compress', full, *more, says=(f'needs {need} images a class', "class 'b' has 5", 'lower ipc'))
+    refused('compress', full, *more, says=(f'needs {need} images per class', "class 'b' has 5", 'lower ipc'))
 
 
 @pytest.mark.parametrize('method,ipc,need', [('pca', 4, 16), ('tiles', 2, 8), ('el2n-easyB', 7, 7), ('ccs', 7, 7)])
 def test_bench_with_fewer_images_than_needed(method, ipc, need, full, held, refused):
     "The same from a grid, before a scoring run."
-    says = f'needs {need} images a class', 'has 6', 'lower ipc'
+    says = f'needs {need} images per class', 'has 6', 'lower ipc'
     refused('bench', full, '--methods', method, '--ipc', ipc, says=says)
 
 

@@ -49,6 +49,8 @@ def site(tmp_path_factory):
     folder = small(tmp_path_factory.mktemp('docs'), INDEX)
     (folder/'nbs'/'library').mkdir()
     shutil.copy(root/'nbs'/'library'/'10_prune.ipynb', folder/'nbs'/'library')
+    linked = new_notebook(cells=[new_markdown_cell('# scores\n\n> Stands in for the notebook that 10_prune links to')])
+    nbformat.write(linked, folder/'nbs'/'library'/'21_scores.ipynb')
     (folder/'_docs').mkdir()
     (folder/'_docs'/'gone.html').write_text('a page of a notebook that is gone')
     r = build(folder)

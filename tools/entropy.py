@@ -34,14 +34,12 @@ from pca_nb.teachers import make_teacher, TeacherCfg
 from pca_nb.protocols import protocol_for
 from pca_nb.runs import build_set, run_cfg
 from pca_nb.models import make_model
-from pca_nb.prune import first_per_class, take_by_difficulty
+from pca_nb.prune import first_per_class, PRUNERS
 from pca_nb.scores import difficulty
 from pca_nb.validate import best_memory_format
 from pca_nb.reference_loop import photos
 
-# -> of `take_by_difficulty`
-RULES = dict(easy=dict(balanced=False), easyB={}, random=None, hardB=dict(hard=True),
-             hard=dict(hard=True, balanced=False))
+RULES = ('easy', 'easyB', 'random', 'hardB', 'hard')   # keys of `PRUNERS`; random without balance here
 # data -> name -> side, network, smallest crop of its training (None: no crop), images a class that are looked at
 NETS = {
     'cifar10': dict(own=(32, 'convnet3-w32', .08, (10,50,500)), whole=(32, 'convnet3-w32', None, (50,)),
@@ -84,8 +82,7 @@ def subset(full, scores, name, ipc, seed):
     if name == 'random':
         return torch.randperm(len(full),
                               generator=generator(seed, 'entropy', 'random'))[:ipc*full.n_classes].sort().values
-    return take_by_difficulty(scores, full.labels, full.classes, ipc, generator(seed, 'subset'),
-                              **RULES[name]).sort().values
+    return PRUNERS[name](scores, full.labels, full.classes, ipc, generator(seed, 'subset')).sort().values
 
 
 def subsets(full, scores, ipcs, seed):
