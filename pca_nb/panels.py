@@ -202,5 +202,4 @@ from pca_nb.panels import pca_panel, next_views, small_set
 scores = difficulty(dynamics, {x!r})
 idx, s = small_set(full, scores, {rule!r}, ipc={ipc}, factor={factor}, shrink={shrink!r})   # positions; the set
 seen = next_views(s, {cls*ipc}, 'extract', epoch={epoch}, crop=({crop:g}, 1.))
-pca_panel(full, dynamics, {x!r}, {rule!r}, ipc={ipc}, factor={factor}, cls={cls}, epoch={epoch},
-          shrink={shrink!r}, crop={crop:g})'''
+pca_panel(full, dynamics, {x!r}, {rule!r}, {ipc}, {factor}, {cls}, epoch={epoch}, shrink={shrink!r}, crop={crop:g})'''
