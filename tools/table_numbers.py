@@ -3,9 +3,9 @@
 table_numbers.py              prints how many there are, notebook by notebook
 table_numbers.py OUT.json     keeps them, for a comparison after a change that must not touch them
 """
+import argparse
 import json
 import re
-import sys
 from pathlib import Path
 
 from bs4 import BeautifulSoup
@@ -29,15 +29,17 @@ def tables(root=ROOT):
     return {p.stem: numbers(p) for p in sorted((root/'nbs'/'experiments').glob('*.ipynb'))}
 
 
-def main(args):
+def main(out):
     found = tables()
     for name, values in found.items():
         print(f'{name}: {len(values)}')
     print(f'all: {sum(map(len, found.values()))}')
-    if args:
+    if out:
         text = {name: ' '.join(values) for name, values in found.items()}
-        Path(args[0]).write_text(json.dumps(text, indent=0) + '\n')
+        out.write_text(json.dumps(text, indent=0) + '\n')
 
 
 if __name__ == '__main__':
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('out', nargs='?', type=Path)
+    main(**vars(parser.parse_args()))
