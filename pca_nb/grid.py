@@ -136,12 +136,12 @@ class _Later(partial):
     result = partial.__call__
     def cancel(self): pass
 
-def _work(job, items, executor, path, report=True):
+def _work(job, items, executor, path, report=True, what='runs'):
     "Do a job for every item; collect failures and report them at the end."
     jobs, failed, done = [], [], 0
     try:
         for item in items: jobs.append(executor.submit(job, item) if executor else _Later(job, item))
-        for item,pending in zip(items, progress(jobs, 'runs', len(jobs))):
+        for item,pending in zip(items, progress(jobs, what, len(jobs))):
             try:
                 pending.result()
                 done += 1
@@ -219,11 +219,11 @@ class Grid(GridInputs):
         todo = _check_grid(self, cfgs, store, executor)
         work = partial(_work, executor=executor, path=store.path)
         by_scores = {self.score_file(c): c for c in todo if c.scoring}
-        work(partial(_for_its_file, self.scores), list(by_scores.values()))
+        work(partial(_for_its_file, self.scores), list(by_scores.values()), what='scoring runs')
         # a run whose teacher or set failed will say so itself, the others go on
-        work(partial(_train_teacher, self), _teacher_jobs(self, todo), report=False)
+        work(partial(_train_teacher, self), _teacher_jobs(self, todo), report=False, what='teachers')
         by_set = {self.set_file(c): c for c in todo if c.synthesis}
-        work(partial(_for_its_file, self.synthetic_set), list(by_set.values()), report=False)
+        work(partial(_for_its_file, self.synthetic_set), list(by_set.values()), report=False, what='sets')
         work(partial(self.make_row, store=store), todo)
         for c in cfgs: self.clear(c) # what runs left that were killed between their row and their end
         return store.frame(cfgs)

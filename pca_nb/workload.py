@@ -61,18 +61,29 @@ class Estimate:
         clock:Callable[[], float]=time.monotonic, # seconds
     ):
         self.work, self.say, self.after, self.clock = work, say, after, clock
-        self.start, self.first, self.finished, self.spoken = clock(), None, 0, False
+        self.start, self.spoken = clock(), False
+        self.finished = 0 # trainings that have ended
+        self.first = None # epochs that the present one had already, from a checkpoint
+        self.prepared = 0 # scoring runs and teachers that a grid has finished
 
     def __call__(self, what, done, total, row=None):
-        "Hear of one epoch (`row` has its numbers) or of one finished run of a grid (`what` is 'runs')."
+        "Hear of one epoch (`row` has its numbers) or of one finished job of a grid (`what` says of which kind)."
         if self.spoken or not total: return
-        if row is None and what!='runs': return
         steps = self.work.steps
-        if what=='runs': self.speak(sum(steps[:len(steps)-total+done])) # they come last
-        elif self.finished<len(steps):
-            if self.first is None: self.first = done-1 # epochs that a checkpoint had already
-            self.speak(sum(steps[:self.finished])+steps[self.finished]*(done-self.first)/total)
-            if done==total: self.finished, self.first = self.finished+1, 0
+        if row is not None: self._epoch(done, total)
+        elif what in ('scoring runs','teachers'):
+            self.prepared += 1
+            self.finished = max(self.finished, self.prepared)
+            self.speak(sum(steps[:self.prepared]))
+        elif what=='runs': self.speak(sum(steps[:len(steps)-total+done])) # they come last
+
+    def _epoch(self, done, total):
+        "Count one epoch of the present training."
+        steps = self.work.steps
+        if self.finished>=len(steps): return
+        if self.first is None: self.first = done-1
+        self.speak(sum(steps[:self.finished])+steps[self.finished]*(done-self.first)/total)
+        if done==total: self.finished, self.first = self.finished+1, 0
 
     def speak(self, steps):
         "Say how long the rest takes, if enough of it was seen."
