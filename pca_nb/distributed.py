@@ -18,24 +18,29 @@ def init_distributed() -> tuple: # (rank of this process, number of processes)
     n = int(os.environ.get('WORLD_SIZE', 1))
     if n<2: return 0,1
     if not dist.is_initialized():
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM)==signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, _interrupt)
+        _interrupt_on_sigterm()
         dist.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo')
         atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
     return dist.get_rank(), n
 
-# torchrun ends the others with SIGTERM when one has died: they may say where they were
-def _interrupt(*_): raise KeyboardInterrupt
+def _interrupt_on_sigterm():
+    def interrupt(*_): raise KeyboardInterrupt
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main and signal.getsignal(signal.SIGTERM)==signal.SIG_DFL: signal.signal(signal.SIGTERM, interrupt)
 
+# %% ../nbs/library/17_distributed.ipynb #aa92956d
 def shard_bounds(
     n:int,    # images
     world:int,# processes
 ) -> list:    # world+1 increasing positions, from 0 to n
-    "Where each process's share begins; the first ones get the images left over."
+    "Return where each process's share begins; the first ones get the images left over."
     return [r*(n//world)+min(r, n%world) for r in range(world+1)]
 
-def on_rank_zero(make:Callable):
-    "What `make()` gives on the first process, on all of them; its error, too."
+# %% ../nbs/library/17_distributed.ipynb #517b619e
+def on_rank_zero(
+    make:Callable, # make() -> anything that can be pickled
+):                 # what rank 0's `make` returned, on every process
+    "Call `make` on the first process and share its result, or its error, with all of them."
     rank,n = init_distributed()
     if n==1: return make()
     box = [None, None]
@@ -48,38 +53,46 @@ def on_rank_zero(make:Callable):
 
 # %% ../nbs/library/17_distributed.ipynb #cbf1a1d6
 class _Sum(torch.autograd.Function):
-    "The sum over all processes; its gradient is the sum of theirs."
+    "Sum over all processes; the gradient is the sum of theirs."
     @staticmethod
     def forward(ctx, x):
-        dist.all_reduce(x := x.clone())
+        x = x.clone()
+        dist.all_reduce(x)
         return x
     backward = forward
 
 class _BatchNorm(nn.BatchNorm2d):
-    "Batch normalisation over the images of all processes."
+    "Normalise over the images of all processes."
     def forward(self, x):
         if not self.training: return super().forward(x)
         x32 = x.float()
-        n,total = _Sum.apply(torch.cat([x32.new_full((1,), x.numel()/x.shape[1]), x32.sum((0,2,3))])).tensor_split((1,))
+        count = x32.new_full((1,), x.numel()/x.shape[1])
+        n,total = _Sum.apply(torch.cat([count, x32.sum((0,2,3))])).tensor_split((1,))
         mean = total/n
         away = x32-mean[:,None,None]
         var = _Sum.apply(away.square().sum((0,2,3)))/n
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            for old,new in ((self.running_mean,mean),(self.running_var,var*n/(n-1).clamp(min=1))):
-                old.lerp_(new, self.momentum)
-        return (away*(self.weight*(var+self.eps).rsqrt())[:,None,None]+self.bias[:,None,None]).to(x.dtype)
+        self._remember(mean, var*n/(n-1).clamp(min=1))
+        scale = (self.weight*(var+self.eps).rsqrt())[:,None,None]
+        return (away*scale+self.bias[:,None,None]).to(x.dtype)
+    @torch.no_grad()
+    def _remember(self, mean, var):
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(var, self.momentum)
 
+# %% ../nbs/library/17_distributed.ipynb #3c0c337b
 def _in_step(model, dev):
-    "The network as one of several that stay equal; `model` keeps its names and weights."
+    "Return the network as one of several that stay equal; `model` keeps its names and weights."
     for m in model.modules():
         if type(m) is nn.BatchNorm2d: m.__class__ = _BatchNorm
     return nn.parallel.DistributedDataParallel(model, device_ids=[dev] if dev.type=='cuda' else None)
 
 def _gather(logits, n):
-    "The logits of the whole batch, on every process."
-    if (world := init_distributed()[1])==1: return logits
+    "Return the logits of the whole batch of `n` images, on every process."
+    world = init_distributed()[1]
+    if world==1: return logits
     ends = shard_bounds(n, world)
     mine = F.pad(logits, (0, 0, 0, ends[1]-len(logits)))
-    dist.all_gather(all_ := [torch.empty_like(mine) for _ in range(world)], mine)
-    return torch.cat([z[:b-a] for z,a,b in zip(all_, ends, ends[1:])])
+    parts = [torch.empty_like(mine) for _ in range(world)]
+    dist.all_gather(parts, mine)
+    return torch.cat([part[:b-a] for part,a,b in zip(parts, ends, ends[1:])])

@@ -9,9 +9,10 @@ __all__ = ['SCHEDULES', 'OPTIMIZERS', 'SOFT_LOSSES', 'HARD', 'SGD', 'EXTRACT', '
 # %% ../nbs/library/16_recipes.ipynb #d9be2a4b
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch, torch.nn.functional as F
-from .core import lookup, Refused
+from .core import check_fields, lookup, Refused
 from .augment import AugmentCfg
 
 # %% ../nbs/library/16_recipes.ipynb #95781859
@@ -23,20 +24,21 @@ SCHEDULES = { # name -> factor on the learning rate, of progress t = e/E in [0,1
     'constant':    lambda t: 1.,
 }
 
-# %% ../nbs/library/16_recipes.ipynb #edd0d28d
-OPTIMIZERS = dict(
+# %% ../nbs/library/16_recipes.ipynb #c8302b1d
+OPTIMIZERS = dict( # name -> optimiser, of parameter groups and a recipe
     adamw=lambda groups,r: torch.optim.AdamW(groups, lr=r.lr, betas=r.betas, fused=_fused(groups)),
     sgd=lambda groups,r: torch.optim.SGD(groups, lr=r.lr, momentum=r.momentum, nesterov=r.nesterov,
                                          fused=_fused(groups)))
 
 def _fused(groups): return groups[0]['params'][0].device.type in ('cpu','cuda')
 
+# %% ../nbs/library/16_recipes.ipynb #edd0d28d
 @dataclass(frozen=True)
 class Recipe:
     "Every constant of an evaluation protocol; defaults: the paper's standard hard-label setting (Table 1, CDA)."
     augment:AugmentCfg=AugmentCfg()   # from stored image to network
     epochs:int=300              # passes over the set
-    batch:int=128               # images a step; the last step of an epoch may have fewer
+    batch:int=128               # images per step; the last step of an epoch may have fewer
     optimizer:str='adamw'       # a key of `OPTIMIZERS`
     lr:float=1e-3               # learning rate at the start
     weight_decay:float=.01      # decoupled for adamw
@@ -47,33 +49,35 @@ class Recipe:
     schedule:str='cosine'       # a key of `SCHEDULES`
     lr_every:str='epoch'        # the rate changes every 'epoch' or every 'step'
     lr_min:float=0.             # where the schedule's factor 0 leads
-    label_smoothing:float=0.          # label smoothing
+    label_smoothing:float=0.    # share of a hard label that is spread over all classes, in [0,1)
     eval_every:int=50           # validations at epochs 0, 50, … and the last
     eval_zoom:float=1.          # centre part of test images, see `center_crop_resize`: 256/224 at 224 px
-    soft, ema = False, 0.       # no fields: `SoftRecipe` has them
+    soft:ClassVar[bool] = False # learns from a teacher: `SoftRecipe`
+    ema:ClassVar[float] = 0.    # averaged weights: `SoftRecipe`
     def __post_init__(self):
         lookup(OPTIMIZERS, self.optimizer, 'optimizer')
         lookup(SCHEDULES, self.schedule, 'schedule')
-        if self.lr_every not in ('epoch','step'):
-            raise Refused(f"lr_every={self.lr_every!r}", "choose 'epoch' or 'step'")
-        for nm in ('epochs','batch','eval_every','lr','eval_zoom'):
-            if getattr(self,nm)<=0: raise Refused(f"{nm}={getattr(self,nm)}", "must be above 0")
-        for nm in ('weight_decay','lr_min','momentum','label_smoothing'):
-            if getattr(self,nm)<0: raise Refused(f"{nm}={getattr(self,nm)}", "must not be negative")
-        if self.label_smoothing>=1 or self.lr_min>self.lr:
-            raise Refused(f"label_smoothing={self.label_smoothing} must be below 1 and lr_min={self.lr_min} at most "
-                          f"lr={self.lr}")
+        check_fields(self, positive=('epochs','batch','eval_every','lr','eval_zoom'),
+                     not_negative=('weight_decay','lr_min','momentum','label_smoothing'),
+                     one_of={'lr_every': ('epoch','step')})
+        if self.label_smoothing>=1: raise Refused(f"label_smoothing={self.label_smoothing}", "must be below 1")
+        if self.lr_min>self.lr: raise Refused(f"lr_min={self.lr_min}", f"must be at most lr={self.lr}")
     def rate(self, epoch:float) -> float:
-        "The learning rate at an epoch, or at a fraction of one."
+        "Return the learning rate at an epoch, or at a fraction of one."
         return self.lr_min+(self.lr-self.lr_min)*SCHEDULES[self.schedule](epoch/self.epochs)
 
 # %% ../nbs/library/16_recipes.ipynb #5219a90e
-SOFT_LOSSES = { # name -> summed loss of (b,C) student and teacher logits
-    'kl':  lambda s,t,r: F.kl_div((s/r.temperature).log_softmax(1), (t/r.temperature).log_softmax(1), reduction='sum',
-                                  log_target=True)*(r.temperature**2 if r.t_squared else 1),
-    'mse': lambda s,t,r: (s-t).square().mean(1).sum(),
-}
+def _kl(student, teacher, recipe):
+    "Kullback-Leibler divergence of softened probabilities, summed (Hinton et al. 2015, 1503.02531)."
+    T = recipe.temperature
+    loss = F.kl_div((student/T).log_softmax(1), (teacher/T).log_softmax(1), reduction='sum', log_target=True)
+    return loss*T**2 if recipe.t_squared else loss
 
+def _mse(student, teacher, recipe): return (student-teacher).square().mean(1).sum()
+
+SOFT_LOSSES = dict(kl=_kl, mse=_mse) # name -> summed loss of (b,C) student and teacher logits and a recipe
+
+# %% ../nbs/library/16_recipes.ipynb #07983dee
 @dataclass(frozen=True)
 class SoftRecipe(Recipe):
     "A protocol with a teacher; the defaults are the paper's standard soft setting, CDA's column, less its CutMix."
@@ -83,15 +87,14 @@ class SoftRecipe(Recipe):
     hard_weight:float=0.        # w: cross-entropy to the image's own label, never mixed, is added w times
     # several teachers: 'mean' of their logits, or 'norm': each brought to their mean norm first (G-VBSM's code)
     ensemble:str='mean'
-    ema:float=0.                # decay a step of averaged weights, which are measured in place of the last; 0 = none
-    soft = True
+    ema:float=0.                # decay per step of averaged weights, measured in place of the last; 0 = none
+    soft:ClassVar[bool] = True
     def __post_init__(self):
         super().__post_init__()
         lookup(SOFT_LOSSES, self.loss, 'soft loss')
-        if self.ensemble not in ('mean','norm'): raise Refused(f"ensemble={self.ensemble!r}", "choose 'mean' or 'norm'")
-        if self.temperature<=0 or self.hard_weight<0 or not 0<=self.ema<1:
-            raise Refused(f"temperature={self.temperature} must be above 0, hard_weight={self.hard_weight} not "
-                          f"negative and ema={self.ema} in 0 to 1, 1 excluded")
+        check_fields(self, positive=('temperature',), not_negative=('hard_weight',), share=('ema',),
+                     one_of={'ensemble': ('mean','norm')})
+        if self.ema==1: raise Refused("ema=1.0", "must be below 1")
         if self.augment.mix_labels:
             raise Refused("mix_labels=True",
                           "a teacher answers the mixed image itself, so soft labels are not mixed; set it to False")
@@ -125,12 +128,13 @@ RECIPES = { # name -> Recipe
 def scale_recipe(
     recipe:Recipe,       # the published constants
     n:int,               # images in the set
-    steps_per_epoch:int=8, # steps an epoch to reach, if a batch of `min_batch` allows
+    steps_per_epoch:int=8, # steps per epoch to reach, if a batch of `min_batch` allows
     min_steps:int=2400,  # steps in all to reach
     min_batch:int=16,    # smallest batch
 ) -> Recipe:             # with `batch`, `epochs` and `eval_every` for `n` images
-    "The recipe for a small set: fewer images a step, at least the paper's smallest number of steps."
-    batch = min(n, recipe.batch, max(min_batch, 2**int(math.log2(max(1, n/steps_per_epoch)))))
+    "Return the recipe for a small set: fewer images per step, at least the paper's smallest number of steps."
+    power = 2**int(math.log2(max(1, n/steps_per_epoch)))
+    batch = min(n, recipe.batch, max(min_batch, power))
     epochs = max(recipe.epochs, math.ceil(min_steps/math.ceil(n/batch)))
-    return replace(recipe, batch=batch, epochs=epochs,
-                   eval_every=max(1, math.ceil(epochs*recipe.eval_every/recipe.epochs)))
+    eval_every = max(1, math.ceil(epochs*recipe.eval_every/recipe.epochs))
+    return replace(recipe, batch=batch, epochs=epochs, eval_every=eval_every)

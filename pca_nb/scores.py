@@ -127,7 +127,7 @@ def record_dynamics(
     rec = Recorder(len(full), cfg.el2n_epochs, dev)
     net = make_model(cfg.arch, full.n_classes, full.size[0], cfg.seed)
     ckpt = path and path.with_suffix('.ckpt')
-    train(net, full, cfg.recipe, cfg.seed, test, [rec], cfg.stop_epoch or None, dev, ckpt=ckpt,
+    train(net, full, cfg.recipe, cfg.seed, test, [rec], stop_epoch=cfg.stop_epoch or None, device=dev, ckpt=ckpt,
           desc=f'scoring {full.name}'.rstrip())
     out = Dynamics({k:v.cpu() for k,v in rec.sums.items()}, rec.epochs, cfg.el2n_epochs, to_jsonable(cfg))
     def keep():
