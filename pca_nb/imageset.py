@@ -38,6 +38,15 @@ def _check_index(s):
     if tuple(s.index.shape)!=needed:
         raise Refused(f"index has shape {tuple(s.index.shape)}", fix=f"needed {needed}")
 
+def _check_soft(s):
+    "Refuse soft labels that are no probabilities of every image's classes."
+    needed = len(s.labels), len(s.classes)
+    if tuple(s.soft.shape)!=needed:
+        raise Refused(f"soft labels have shape {tuple(s.soft.shape)}", fix=f"needed {needed}")
+    if (s.soft<0).any() or ((s.soft.sum(1)-1).abs()>.01).any():
+        raise Refused("soft labels are no probabilities: some are negative or do not add up to 1",
+                      fix="give softmax(logits)")
+
 # %% ../nbs/library/05_imageset.ipynb #05a0000e
 def _describe(s):
     "Return one line that says what a set holds."
@@ -62,6 +71,7 @@ class ImageSet:
     name:str=''                # where the images come from, for tables
     stats:tuple=IMAGENET_STATS # ((3) mean, (3) std) of pixels in [0,1], for normalising
     files:tuple=()             # N file names where there are any
+    soft:Tensor|None=None      # (N,C) float probabilities: soft labels that came with the set, one per image
 
     def __post_init__(self):
         self.classes = tuple(map(str, self.classes))
@@ -70,15 +80,19 @@ class ImageSet:
         _check_images(self)
         _check_classes(self)
         _check_index(self)
+        if self.soft is not None: _check_soft(self)
 
     def __len__(self): return len(self.labels)
     def __getitem__(self, idx:Tensor) -> 'ImageSet':
         "Return the images at positions `idx`, resident."
         files = tuple(self.files[i] for i in idx.tolist()) if self.files else ()
-        return replace(self, images=self.images[idx], labels=self.labels[idx], index=self.index[idx], files=files)
+        soft = None if self.soft is None else self.soft[idx]
+        return replace(self, images=self.images[idx], labels=self.labels[idx], index=self.index[idx], files=files,
+                       soft=soft)
     def to(self, device) -> 'ImageSet':
         "Return the same set with images and labels on `device`."
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        soft = None if self.soft is None else self.soft.to(device)
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device), soft=soft)
 
     @property
     def n_classes(self) -> int: return len(self.classes)
@@ -99,7 +113,7 @@ def match_classes(
         raise Refused(f"test classes {', '.join(unknown[:5])} are not among the training classes "
                       f"{', '.join(train.classes[:10])}", fix="use the same names")
     new_label = torch.tensor([train.classes.index(c) for c in test.classes])
-    return replace(test, labels=new_label[test.labels], classes=train.classes, stats=train.stats)
+    return replace(test, labels=new_label[test.labels], classes=train.classes, stats=train.stats, soft=None)
 
 # %% ../nbs/library/05_imageset.ipynb #b15f08d2
 def content_hash(
@@ -111,4 +125,5 @@ def content_hash(
     names = '' if resident else ' '.join(map(str, data.files or data.index.flatten().tolist()))
     about = repr((names, tuple(data.images.shape[1:]), data.grid, data.classes, tuple(map(tuple, data.stats))))
     content = pixels.cpu().numpy().tobytes()+data.labels.cpu().numpy().tobytes()+about.encode()
+    if data.soft is not None: content += data.soft.cpu().numpy().tobytes()
     return sha1(content).hexdigest()[:12]

@@ -19,7 +19,8 @@ from .core import generator
 from .machine import keep_freed_memory, pick_device, pick_dtype
 from .imageset import IMAGENET_STATS, ImageSet
 from .decode import LazyImages, prefetch_batches
-from .files import list_folder, save_folder
+from .class_folders import list_class_folder
+from .files import save_folder
 from .prune import PRUNERS
 from .resize import cell_boxes
 from .combine import combine
@@ -255,7 +256,7 @@ def time_reading(scale:SpeedScale, apart) -> list:
 
 def our_reading(folder, seen=lambda: None):
     "An epoch of files in a random order, two batches ahead."
-    lazy = LazyImages(list_folder(folder)[1], 224)
+    lazy = LazyImages(list_class_folder(folder).sources, 224)
     def epoch():
         for _ in prefetch_batches(lazy, torch.randperm(len(lazy)).split(64)): seen()
     return lambda: per_second(len(lazy), epoch)

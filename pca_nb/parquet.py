@@ -6,7 +6,7 @@
 __all__ = ['IMAGE_COLUMNS', 'LABEL_COLUMNS', 'read_parquet', 'save_parquet', 'bytes_on_disk']
 
 # %% ../nbs/library/08_parquet.ipynb #5d7c2b99
-import io, json, tempfile, zipfile
+import json, tempfile, zipfile
 from pathlib import Path
 
 import pandas as pd, torch
@@ -14,7 +14,8 @@ from .core import Refused
 from .storage import atomic_write, check_writable
 from .imageset import ImageSet
 from .decode import _hold
-from .files import _meta, _stats, encode_images, ENCODERS, median_side, name_file_in_errors, save_npz
+from .files import _meta, _stats, encode_images, ENCODERS, name_file_in_errors, save_npz
+from .listing import median_side
 
 # %% ../nbs/library/08_parquet.ipynb #5ca96829
 def _read_table(path):
@@ -101,7 +102,7 @@ def read_parquet(
         ours = _metadata(table, b'pca_nb')
         classes = _class_names(path, labels, ours.get('classes'), _hf_names(table, label))
         index = torch.tensor(table['index'].to_pylist()) if ours else None
-        size = size or median_side([io.BytesIO(s) for s in sources])
+        size = size or median_side(sources)
         images = _hold(sources, size, zoom, resident, f'reading {path.name}', str(path))
         return ImageSet(images, labels, classes, index, ours.get('grid', 1), ours.get('name', path.stem),
                         _stats(ours), _file_names(cells))
