@@ -17,8 +17,10 @@ from .core import Refused, UnknownName
 from .storage import data_dir
 from .imageset import IMAGENET_STATS, ImageSet
 from .decode import _hold, _resize, center_crop_resize
-from .files import load_npz, read_folder
+from .listing import ReadOptions
+from .files import read_folder
 from .parquet import read_parquet
+from .layouts import read_images
 
 # %% ../nbs/library/09_datasets.ipynb #b1ba6686
 @dataclass(frozen=True)
@@ -136,18 +138,18 @@ def _known(name, split, size, zoom):
     return replace(s, name=name, stats=info.stats)
 
 def load_data(
-    what,               # a key of `DATASETS`, an image folder, a .parquet file (or several), an .npz of `save_npz`
-    split:str='train',  # 'train' or 'test', for a key of `DATASETS`
+    what,               # a key of `DATASETS`, or a path of one of the `LAYOUTS`
+    split:str='train',  # 'train', 'test', or what a place calls its parts; a place without parts is read whole
     size:int|None=None, # working size, pixels; `None`: the native one
     zoom:float=1.,      # see `center_crop_resize`
+    **options,          # other fields of `ReadOptions`, for a path
 ) -> ImageSet:          # labelled images
     "Read labelled images from anywhere."
     what = str(what)
     path = Path(what)
     if what in DATASETS: return _known(what, split, size, zoom)
-    if path.suffix=='.npz': return load_npz(path, size)
     if path.suffix=='.parquet' or (path.is_dir() and any(path.glob('*.parquet'))): return read_parquet(path, size, zoom)
-    if path.is_dir(): return read_folder(path, size, zoom)
+    if path.exists(): return read_images(path, ReadOptions(split, size, zoom, **options))
     raise UnknownName(f"{what!r} is neither a folder or file nor a known data set",
                       fix=f"choose one of {', '.join(DATASETS)}, or give a path")
 

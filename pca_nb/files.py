@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['ENCODERS', 'MANIFEST', 'IMAGES', 'encode_image', 'encode_images', 'class_folder_names',
            'check_empty_folder', 'save_folder', 'name_file_in_errors', 'is_export', 'list_export',
-           'read_folder', 'save_npz', 'load_npz']
+           'read_folder', 'save_npz', 'is_npz', 'list_npz', 'load_npz']
 
 # %% ../nbs/library/07_files.ipynb #1336180d
 import io, json, os, shutil
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, torch
@@ -20,7 +19,6 @@ from .core import lookup, Refused
 from .storage import atomic_write, check_writable, load_arrays, temp_path_beside
 from .machine import thread_pool
 from .imageset import IMAGENET_STATS, ImageSet
-from .decode import _resize
 from .listing import Listing, read_listing, ReadOptions
 from .class_folders import list_class_folder
 
@@ -174,15 +172,25 @@ def save_npz(
                   index=s.index.numpy(), meta=np.frombuffer(meta, np.uint8))
     return atomic_write(Path(path).with_suffix('.npz'), lambda tmp: np.savez_compressed(tmp, **arrays))
 
+def is_npz(path) -> bool: return Path(path).suffix=='.npz'
+
+def list_npz(
+    path,      # what `save_npz` wrote
+    options:ReadOptions=ReadOptions(),
+) -> Listing:
+    "List what `save_npz` wrote, with its pixels."
+    a = load_arrays(path, ('images','labels','index','meta'), 'is not a set written by `save_npz`', 'write it again')
+    with name_file_in_errors(path):
+        m = json.loads(a['meta'].tobytes())
+        details = dict(name=m['name'], grid=m['grid'], index=torch.from_numpy(a['index']), stats=_stats(m))
+        n = len(a['labels'])
+        return Listing(Path(path), 'written by save_npz', range(n), torch.from_numpy(a['labels'].astype(np.int64)),
+                       tuple(m['classes']), tuple(m['files']), images=torch.from_numpy(a['images']), details=details)
+
 def load_npz(
     path,               # what `save_npz` wrote
     size:int|None=None, # working size, pixels; `None`: as stored
 ) -> ImageSet:          # the same set
     "Read a set from an .npz file."
-    a = load_arrays(path, ('images','labels','index','meta'), 'is not a set written by `save_npz`', 'write it again')
-    with name_file_in_errors(path):
-        m = json.loads(a['meta'].tobytes())
-        labels = torch.from_numpy(a['labels'].astype(np.int64))
-        s = ImageSet(torch.from_numpy(a['images']), labels, m['classes'], torch.from_numpy(a['index']), m['grid'],
-                     m['name'], _stats(m), tuple(m['files']))
-    return replace(s, images=_resize(s.images, size)) if size else s
+    listing = list_npz(path)
+    with name_file_in_errors(path): return read_listing(listing, ReadOptions(size=size))

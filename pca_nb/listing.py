@@ -22,7 +22,7 @@ from .core import Refused
 from .machine import thread_pool
 from .progress import progress
 from .imageset import ImageSet
-from .decode import _hold, _open, LazyImages, load_source, _UNREADABLE
+from .decode import _hold, _open, _resize, LazyImages, load_source, _UNREADABLE
 
 # %% ../nbs/library/06a_listing.ipynb #6a000006
 _NO_PICTURES = '.bufr .emf .eps .fit .fits .grib .h5 .hdf .mpeg .mpg .pdf .ps .wmf'.split()
@@ -136,6 +136,7 @@ class Listing:
     splits:tuple=()      # all parts that are there
     notes:tuple=()       # sentences about what was skipped, guessed or matched
     soft:Tensor|None=None # (N,C) float, soft labels that came with the set
+    images:Tensor|None=None # (N,3,H,W) uint8, of a file that holds pixels instead of encoded images
     cap:int=224          # largest working size that is chosen by itself, pixels
     details:dict=field(default_factory=dict) # further fields of the `ImageSet`: name, grid, index, stats
     def __len__(self): return len(self.labels)
@@ -146,7 +147,8 @@ class Listing:
         if 'index' in details: details = details|dict(index=details['index'][keep])
         return replace(self, sources=[self.sources[i] for i in idx], labels=self.labels[keep],
                        names=tuple(self.names[i] for i in idx), details=details,
-                       soft=None if self.soft is None else self.soft[keep])
+                       soft=None if self.soft is None else self.soft[keep],
+                       images=None if self.images is None else self.images[keep])
 
 # %% ../nbs/library/06a_listing.ipynb #6a000015
 def median_side(
@@ -190,15 +192,21 @@ def without_damaged(
     return kept, damaged
 
 # %% ../nbs/library/06a_listing.ipynb #6a000019
+def _pixels(listing, options):
+    "Return the listing of what could be decoded, and its pixels."
+    if listing.images is not None:
+        return listing, _resize(listing.images, options.size or listing.images.shape[-1])
+    size = options.size or median_side(listing.sources, listing.cap)
+    if options.skip_damaged: listing, _ = without_damaged(listing, size)
+    return listing, _hold(listing.sources, size, options.zoom, options.resident, f'reading {listing.place.name}',
+                          str(listing.place))
+
 def read_listing(
     listing:Listing,
     options:ReadOptions=ReadOptions(), # `size`, `zoom`, `resident`, `skip_damaged`
 ) -> ImageSet:
     "Decode what was listed, now or on demand."
     for note in listing.notes: say(note)
-    size = options.size or median_side(listing.sources, listing.cap)
-    if options.skip_damaged: listing, _ = without_damaged(listing, size)
-    images = _hold(listing.sources, size, options.zoom, options.resident, f'reading {listing.place.name}',
-                   str(listing.place))
+    listing, images = _pixels(listing, options)
     return ImageSet(images, listing.labels, listing.classes, files=listing.names, soft=listing.soft,
                     **dict(name=listing.place.name)|listing.details)
