@@ -149,7 +149,7 @@ def load_data(
     path = Path(what)
     if what in DATASETS: return _known(what, split, size, zoom)
     if path.suffix=='.parquet' or (path.is_dir() and any(path.glob('*.parquet'))): return read_parquet(path, size, zoom)
-    if path.exists(): return read_images(path, ReadOptions(split, size, zoom, **options))
+    if path.exists() or path.suffix: return read_images(path, ReadOptions(split, size, zoom, **options))
     raise UnknownName(f"{what!r} is neither a folder or file nor a known data set",
                       fix=f"choose one of {', '.join(DATASETS)}, or give a path")
 

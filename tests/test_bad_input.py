@@ -409,13 +409,14 @@ def test_one_class_only_in_a_parquet(tmp_path):
 
 
 NO_CLASSES = {'empty': (lambda p: p.mkdir(), ('no class folders', 'sub-folder')),
-              'splits': (lambda p: [make_folder(p/s) for s in ('train', 'val')], ('train, val', 'give')),
+              'splits and more': (lambda p: [make_folder(p/s) for s in ('train', 'val', 'extra')],
+                                  ('train, val', 'but also extra', 'give')),
               'absent': (lambda p: None, ('neither a folder or file nor a known data set', 'digits', 'give a path'))}
 
 
 @pytest.mark.parametrize('kind', NO_CLASSES)
 def test_folder_that_holds_no_classes(kind, tmp_path):
-    "An empty folder, a folder of splits, no folder."
+    "An empty folder, a folder of splits and something else, no folder."
     make, words = NO_CLASSES[kind]
     make(tmp_path/'x')
     raises((tmp_path/'x', *words), load_data, tmp_path/'x', kind=(ValueError, KeyError))
