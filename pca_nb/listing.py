@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np, torch
 from PIL import Image
 from torch import Tensor
-from .core import Refused
+from .core import printable, Refused
 from .machine import thread_pool
 from .progress import progress
 from .imageset import ImageSet
@@ -59,7 +59,7 @@ def say(
     note:str, # one sentence
 ):
     "Tell the user what was skipped, guessed or matched."
-    warnings.warn(note, ReadingNote, stacklevel=2)
+    warnings.warn(printable(note), ReadingNote, stacklevel=2)
 
 def choose_images(
     root,       # the folder or archive, for messages
