@@ -26,7 +26,7 @@ from .distributed import init_distributed
 from .validate import autocast
 from .train import LabelSource
 from .teachers import TeacherLabels
-from .codecs import _row_bytes, CODECS, smallest_uint
+from .codecs import row_bytes, CODECS, smallest_uint
 
 # %% ../nbs/library/25_label_store.ipynb #2d849631
 def _fields(data, recipe, cfg):
@@ -120,7 +120,7 @@ def label_bytes(
     "What a store will take."
     where = _kept(data, recipe, 0, cfg)
     of = dict(step=len(where), label=sum(_lengths(data, recipe, where)))
-    return sum(of[per]*_row_bytes(d, s) for per,d,s in _fields(data, recipe, cfg).values())
+    return sum(of[per]*row_bytes(d, s) for per,d,s in _fields(data, recipe, cfg).values())
 
 def _lengths(data, recipe, where):
     "Images of every kept step."
@@ -238,7 +238,7 @@ class _Column:
     def __init__(self, path, dtype, shape, rows):
         head = _head(dtype, shape, rows)
         self.head = len(head)
-        self.row = _row_bytes(dtype, shape)
+        self.row = row_bytes(dtype, shape)
         if not path.exists() or path.stat().st_size<len(head): path.write_bytes(head)
         self.file = open(path, 'r+b')
     def rows(self): return (os.fstat(self.file.fileno()).st_size-self.head)//self.row

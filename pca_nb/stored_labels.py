@@ -17,7 +17,7 @@ from .imageset import content_hash, ImageSet
 from .augment import AugmentCfg
 from .recipes import SoftRecipe
 from .train import LabelSource
-from .codecs import _row_bytes, CODECS
+from .codecs import row_bytes, CODECS
 from .label_store import _check, _drawn, _fields, _flat, _head, _kept, _replayed, _typed, _view, LabelStoreCfg
 
 # %% ../nbs/library/26_stored_labels.ipynb #40040dba
@@ -42,7 +42,7 @@ def _recipe(d):
 def _open(file, dtype, shape, rows):
     "A column, mapped into memory, with the head and the length that it should have."
     head = _head(dtype, shape, rows)
-    need = rows*_row_bytes(dtype, shape)
+    need = rows*row_bytes(dtype, shape)
     have = file.stat().st_size-len(head) if file.exists() else -1
     if have!=need:
         raise Refused(f"{file} {'is missing' if have<0 else f'has {have:,} bytes of {need:,}'}",
