@@ -186,6 +186,12 @@ class LabelPlan:
     ) -> int:
         "Return the row of a column at which a step begins."
         return step if column.per=='step' else int(self._ends[step])
+    def steps_in(self,
+        column:Column,
+        rows:int,     # rows of it that are there
+    ) -> int:
+        "Return how many whole steps the first rows of a column hold."
+        return rows if column.per=='step' else int(np.searchsorted(self._ends, rows, 'right'))-1
     @property
     def nbytes(self) -> int: # without the heads of files
         return sum(self.first_row(c, len(self))*c.row_bytes for c in self.columns.values())
