@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 from .core import lookup, Refused
-from .label_store import LabelStoreCfg
+from .label_plan import LabelStoreCfg
 from .methods import DISTILLED, METHODS
 from .runs import run_cfg
 from .result_store import ResultStore
