@@ -43,7 +43,8 @@ class Refused(ValueError):
         problem:str, # what is wrong: the value and the limit
         fix:str='',  # the way out, as an imperative
     ):
-        self.problem, self.fix = problem, fix
+        self.problem = problem
+        self.fix = fix
         super().__init__(problem, fix)
     def __str__(self): return f'{self.problem}: {self.fix}' if self.fix else self.problem
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 from torch import Tensor, nn
-from .core import Refused
+from .core import Refused, UnknownName
 from .imageset import ImageSet
 from .entropy import crop_stats
 
@@ -24,82 +24,104 @@ def crop_advantage(
     cropped:ImageSet,# D′, the same images after a crop, in the same order
     net:nn.Module,   # the judge
     ratios=RATIOS,   # shares of the area that training's crop keeps; the crop is square
-    n_crops:int=16,  # of training's crops an image and share
+    n_crops:int=16,  # of training's crops per image and share
     seed:int=0,      # draws them, the same for both sets
 ) -> Tensor:         # (R,2,N) float64: NLL and entropy of D′ less those of D per share, nats; < 0: D′ ahead
-    "What training's crops leave of a crop made before (Xiao & He 2025, 2502.06434, Theorem 4.2)."
+    "Measure what training's crops leave of a crop made before (Xiao & He 2025, 2502.06434, Theorem 4.2)."
     if not torch.equal(whole.index, cropped.index):
         raise Refused(f"the two sets hold other images ({len(whole)} and {len(cropped)}) or in another order",
-                      "crop the first to get the second")
-    def after(s, r): return crop_stats(s, net, (r,r), n_crops if r<1 else 1, (1.,1.), seed).after
-    return torch.stack([after(cropped, r)-after(whole, r) for r in ratios])
+                      fix="crop the first to get the second")
+    gaps = []
+    for r in ratios:
+        n = n_crops if r<1 else 1 # all crops of the whole image are the same
+        after = [crop_stats(s, net, (r,r), n, (1.,1.), seed).after for s in (cropped, whole)]
+        gaps.append(after[0]-after[1])
+    return torch.stack(gaps)
+
+# %% ../nbs/library/33_crop_theory.ipynb #33a00006
+def _cross(r, m):
+    "Return the first share, going down, at which `m` is no longer negative; NaN if there is none."
+    if (m<0).all(): return math.nan
+    k = int((m>=0).argmax())
+    if k==0: return float(r[0])
+    return float(r[k-1]+(r[k]-r[k-1])*m[k-1]/(m[k-1]-m[k]))
 
 def zero_crossing(
     ratios,        # R decreasing shares
     gap:Tensor,    # (R,N) float, from `crop_advantage`, one of its two measures
     n:int=2000,    # resamples of the images
-    seed:int=0,
+    seed:int=0,    # draws them
 ) -> dict:         # `r`: mean gap first positive (NaN: nowhere), 95 % `lo`, `hi`, share that `cross`, gap `start`
-    "The share at which an advantage is gone; the larger it is, the sooner."
-    r, N = np.asarray(ratios, float), gap.shape[1]
+    "Find the share at which an advantage is gone; the larger it is, the sooner."
+    r = np.asarray(ratios, float)
+    N = gap.shape[1]
     if len(r)!=len(gap):
-        raise Refused(f"{len(r)} ratios for {len(gap)} rows of gaps", "give those that `crop_advantage` was asked for")
+        raise Refused(f"{len(r)} ratios for {len(gap)} rows of gaps",
+                      fix="give those that `crop_advantage` was asked for")
     if (np.diff(r)>=0).any():
-        raise Refused(f"ratios={tuple(ratios)}", "give decreasing shares, from the whole image down")
+        raise Refused(f"ratios={tuple(ratios)}", fix="give decreasing shares, from the whole image down")
     times = np.random.default_rng(seed).multinomial(N, [1/N]*N, n) # how often each image is in a resample
-    ats = np.array([_cross(r, m) for m in times@gap.numpy().T/N])
-    some = ats[~np.isnan(ats)]
-    lo,hi = np.quantile(some, (.025,.975)) if len(some) else (math.nan,)*2
-    return dict(r=_cross(r, gap.numpy().mean(1)), lo=float(lo), hi=float(hi), cross=len(some)/n,
+    crossings = np.array([_cross(r, m) for m in times@gap.numpy().T/N])
+    there = crossings[~np.isnan(crossings)]
+    lo,hi = np.quantile(there, (.025,.975)) if len(there) else (math.nan, math.nan)
+    return dict(r=_cross(r, gap.numpy().mean(1)), lo=float(lo), hi=float(hi), cross=len(there)/n,
                 start=gap[0].mean().item())
-
-def _cross(r, m):
-    "The first share, going down, at which m is no longer negative; between two by a straight line."
-    if (m<0).all(): return math.nan
-    k = int((m>=0).argmax())
-    return float(r[0] if k==0 else r[k-1]+(r[k]-r[k-1])*m[k-1]/(m[k-1]-m[k]))
 
 # %% ../nbs/library/33_crop_theory.ipynb #e7b00001
 SUBSETS = ('easy', 'easyB', 'random', 'hardB', 'hard') # the five of Table 14, B = balanced
 MIN_AREAS = (.08, .25, .5, .75) # smallest share that a crop keeps, in the rows; the paper's are lost
+
+def _check_known(t, column, value):
+    "Refuse a value that no row has in a column, with those there are."
+    known = set(t[column].dropna()) if column in t else set()
+    if value in known: return
+    names = ', '.join(str(k) for k in sorted(known) if k!='') or 'none'
+    raise UnknownName(f"no rows with {column}={value!r}", fix=f"there are {names}")
 
 def read_entropy(
     folder,     # with `entropy.jsonl`
     what:str,   # 'crops', 'twice', 'theorem', 'exists', 'sets' or 'speed'
     **where,    # other columns and their value: `data='cifar10', net='own', ipc=50`
 ) -> pd.DataFrame: # the rows, without columns that they do not have; of subsets by a score, `random` is in each
-    "Stored measurements of `tools/entropy.py`."
+    "Read stored measurements of `tools/entropy.py`."
     t = pd.read_json(Path(folder)/'entropy.jsonl', lines=True)
-    known = {c:set(t[c].dropna()) if c in t else set() for c in ('what', *where)}
-    for c,v in dict(what=what, **where).items():
-        if v not in known[c]:
-            raise KeyError(f"no rows with {c}={v!r}: there are "
-                           f"{', '.join(str(k) for k in sorted(known[c]) if k!='') or 'none'}")
-        t = t[(t[c]==v)|(c=='score')&(t.subset=='random')]
+    wanted = dict(what=what, **where)
+    for column,value in wanted.items(): _check_known(t, column, value)
+    for column,value in wanted.items():
+        by_any_score = (t.subset=='random') if column=='score' else False
+        t = t[(t[column]==value)|by_any_score]
     return t.dropna(axis=1, how='all').infer_objects().reset_index(drop=True)
 
+# %% ../nbs/library/33_crop_theory.ipynb #33a0000c
 def mean_over_seeds(
-    rows:pd.DataFrame, # from `read_entropy`, a row a seed and cell
+    rows:pd.DataFrame, # from `read_entropy`, one row per seed and cell
     value:str,         # a column of numbers
-) -> pd.DataFrame:     # LOWS × SUBSETS: means over seeds
-    "One number of every subset and range of crops."
+) -> pd.DataFrame:     # MIN_AREAS × SUBSETS: means over seeds
+    "Average one number of every subset and range of crops."
     t = rows[rows.subset.isin(SUBSETS)]
-    if (twice := t.duplicated(['seed','low','subset'])).any():
+    twice = t.duplicated(['seed','low','subset'])
+    if twice.any():
         raise Refused(f"{twice.sum()} rows of the same cell and seed",
-                      "choose a data set, a network, a score and an IPC first")
+                      fix="choose a data set, a network, a score and an IPC first")
     return t.pivot_table(index='low', columns='subset', values=value)[[k for k in SUBSETS if k in set(t.subset)]]
 
+def _side(v, at):
+    "Return on which side of `at` the 95 % interval of a mean lies."
+    from scipy.stats import ttest_1samp
+    if len(v)<2: return 'open' # one seed has no spread
+    if v.nunique()==1:
+        low = high = v.iloc[0]-at
+    else:
+        low,high = ttest_1samp(v-at, 0).confidence_interval(.95)
+    if low>0: return 'above'
+    return 'below' if high<0 else 'open'
+
 def sign_table(
-    rows:pd.DataFrame, # likewise
+    rows:pd.DataFrame, # from `read_entropy`, one row per seed and cell
     value:str,         # a column of numbers
     at:float=0.,       # what they are compared with
 ) -> pd.DataFrame:     # MIN_AREAS × SUBSETS: 'above', 'below', or 'open' if the 95 % interval over seeds holds `at`
-    "On which side of a number a measurement lies."
-    from scipy.stats import ttest_1samp
-    def side(v):
-        if len(v)<2: return 'open' # one seed has no spread
-        ci = ttest_1samp(v-at, 0).confidence_interval(.95) if v.nunique()>1 else None
-        lo,hi = (ci.low, ci.high) if ci else (v.iloc[0]-at,)*2
-        return 'above' if lo>0 else 'below' if hi<0 else 'open'
-    t = rows[rows.subset.isin(SUBSETS)].groupby(['low','subset'])[value].apply(side).unstack()
+    "Say on which side of a number a measurement lies."
+    cells = rows[rows.subset.isin(SUBSETS)].groupby(['low','subset'])[value]
+    t = cells.apply(_side, at=at).unstack()
     return t[[k for k in SUBSETS if k in t]]

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np, torch
-from .core import Refused
+from .core import Refused, UnknownName
 from .storage import data_dir
 from .imageset import IMAGENET_STATS, ImageSet
 from .decode import _hold, _resize, center_crop_resize
@@ -27,11 +27,12 @@ class DatasetInfo:
     size:int           # native side, pixels
     n_classes:int      # classes
     read:object        # `read(split, size, zoom) -> ImageSet`; split is 'train' or 'test'
-    stats:tuple=IMAGENET_STATS # mean and std a channel
+    stats:tuple=IMAGENET_STATS # mean and standard deviation per channel, of pixels in [0,1]
     flip:float=.5      # probability of a horizontal flip that keeps the class: 0 for glyphs
     local:str=''       # stem of the parquet file under `PCA_NB_DATA`; default: the key
 
 def _arrays(images, labels, classes, size):
+    "Return a set of grey (N,H,W) or colour (N,H,W,3) arrays, resized."
     images = torch.as_tensor(np.asarray(images))
     images = images[:,None].expand(-1,3,-1,-1) if images.ndim==3 else images.permute(0,3,1,2)
     return ImageSet(_resize(images.contiguous(), size), torch.as_tensor(labels), classes)
@@ -40,12 +41,14 @@ def _arrays(images, labels, classes, size):
 def _digits(split, size, zoom):
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
-    d = load_digits()
-    tr,te = train_test_split(np.arange(len(d.target)), test_size=600, stratify=d.target, random_state=0)
-    idx = np.sort(tr if split=='train' else te)
-    native = torch.from_numpy(np.round(d.images[idx]*(255/16)).astype(np.uint8))
-    return _arrays(_resize(native[:,None].float(), 16)[:,0], d.target[idx], range(10), size)
+    digits = load_digits()
+    train,test = train_test_split(np.arange(1797), test_size=600, stratify=digits.target, random_state=0)
+    idx = np.sort(train if split=='train' else test)
+    native = torch.from_numpy(np.round(digits.images[idx]*(255/16)).astype(np.uint8)) # its grey levels are 0 to 16
+    enlarged = _resize(native[:,None].float(), 16)[:,0]
+    return _arrays(enlarged, digits.target[idx], range(10), size)
 
+# %% ../nbs/library/09_datasets.ipynb #09a00003
 def _cifar(name, split, size, zoom):
     import torchvision.datasets as D
     d = getattr(D, name)(data_dir(), train=split=='train', download=True)
@@ -54,48 +57,59 @@ def _cifar(name, split, size, zoom):
 _DEBIAN = Path('/usr/share/datasets/fashion-mnist') # where Debian's `dataset-fashion-mnist` installs
 _FASHION = ('T-shirt', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot')
 
+def _debian_array(split, kind, header):
+    "Return the bytes of one of Debian's files after its header."
+    import gzip
+    stem = dict(train='train', test='t10k')[split]
+    with gzip.open(_DEBIAN/f'{stem}-{kind}-ubyte.gz') as f: return np.frombuffer(f.read(), np.uint8, offset=header)
+
 def _fashion(split, size, zoom):
-    import gzip, torchvision.datasets as D
+    import torchvision.datasets as D
     if not _DEBIAN.exists():
         d = D.FashionMNIST(data_dir(), train=split=='train', download=True)
         return _arrays(d.data, d.targets, _FASHION, size)
-    stem = dict(train='train', test='t10k')[split]
-    def read(kind,skip):
-        return np.frombuffer(gzip.open(_DEBIAN/f'{stem}-{kind}-ubyte.gz').read(), np.uint8, offset=skip)
-    return _arrays(read('images-idx3', 16).reshape(-1,28,28), read('labels-idx1', 8).astype(np.int64), _FASHION, size)
+    images = _debian_array(split, 'images-idx3', 16).reshape(-1,28,28)
+    labels = _debian_array(split, 'labels-idx1', 8).astype(np.int64)
+    return _arrays(images, labels, _FASHION, size)
 
 # %% ../nbs/library/09_datasets.ipynb #ccfecd14
+_FOLDER = dict(train='train', test='val') # what these sets call our splits
+
 def _imagenette(split, size, zoom):
     import torchvision.datasets as D
-    D.Imagenette(data_dir(), split=dict(train='train', test='val')[split], size='160px', download=True)
-    return read_folder(data_dir()/'imagenette2-160'/dict(train='train', test='val')[split], size, zoom)
-
-def _tiny(split, size, zoom):
-    root = data_dir()/'tiny-imagenet-200'
-    if not root.exists(): raise Refused(f"Tiny-ImageNet is not at {root}", "unpack tiny-imagenet-200.zip there")
-    if split=='train': return read_folder(root/'train', size, zoom)
-    classes = tuple(sorted(d.name for d in (root/'train').iterdir() if d.is_dir()))
-    files, wnids = zip(*[label.split('\t')[:2]
-                         for label in (root/'val'/'val_annotations.txt').read_text().splitlines()])
-    images = _hold([str(root/'val'/'images'/f) for f in files], size, zoom, None, 'reading tinyimagenet test')
-    return ImageSet(images, torch.tensor([classes.index(w) for w in wnids]), classes, files=files)
+    D.Imagenette(data_dir(), split=_FOLDER[split], size='160px', download=True)
+    return read_folder(data_dir()/'imagenette2-160'/_FOLDER[split], size, zoom)
 
 def _imagenet(split, size, zoom):
     import torchvision.datasets as D
-    d = D.ImageNet(data_dir()/'imagenet', split=dict(train='train', test='val')[split])
-    return ImageSet(_hold([f for f,_ in d.samples], size, zoom, None, 'reading imagenet'), torch.tensor(d.targets),
-                    d.wnids,
-                    files=tuple(os.path.relpath(f, d.root) for f,_ in d.samples))
+    d = D.ImageNet(data_dir()/'imagenet', split=_FOLDER[split])
+    paths = [f for f,_ in d.samples]
+    images = _hold(paths, size, zoom, None, 'reading imagenet')
+    files = tuple(os.path.relpath(f, d.root) for f in paths)
+    return ImageSet(images, torch.tensor(d.targets), d.wnids, files=files)
 
+def _tiny(split, size, zoom):
+    root = data_dir()/'tiny-imagenet-200'
+    if not root.exists(): raise Refused(f"Tiny-ImageNet is not at {root}", fix="unpack tiny-imagenet-200.zip there")
+    if split=='train': return read_folder(root/'train', size, zoom)
+    classes = tuple(sorted(d.name for d in (root/'train').iterdir() if d.is_dir()))
+    lines = (root/'val'/'val_annotations.txt').read_text().splitlines()
+    files,wnids = zip(*[line.split('\t')[:2] for line in lines])
+    paths = [str(root/'val'/'images'/f) for f in files]
+    images = _hold(paths, size, zoom, None, 'reading tinyimagenet test')
+    return ImageSet(images, torch.tensor([classes.index(w) for w in wnids]), classes, files=files)
+
+# %% ../nbs/library/09_datasets.ipynb #09a00005
 def _first_classes(name, n, split, size, zoom):
     s = _known(name, split, size, zoom)
-    return replace(s[(s.labels<n).nonzero()[:,0]], classes=s.classes[:n], index=None)
+    few = (s.labels<n).nonzero()[:,0]
+    return replace(s[few], classes=s.classes[:n], index=None)
 
 def _only_local(name, split, *_):
-    raise Refused(f"{name}-{split}.parquet is not in {data_dir()}", "put it there or set PCA_NB_DATA")
+    raise Refused(f"{name}-{split}.parquet is not in {data_dir()}", fix="put it there or set PCA_NB_DATA")
 
 # %% ../nbs/library/09_datasets.ipynb #b5706b53
-DATASETS = { # name -> DataInfo
+DATASETS = { # name -> DatasetInfo
     'digits':          DatasetInfo(16, 10, _digits, ((.305,)*3, (.319,)*3), flip=0.),
     'fashion-mnist':   DatasetInfo(28, 10, _fashion, ((.286,)*3, (.353,)*3)),
     'cifar10':         DatasetInfo(32, 10, partial(_cifar, 'CIFAR10'), ((.4914,.4822,.4465), (.2470,.2435,.2616))),
@@ -107,38 +121,42 @@ DATASETS = { # name -> DataInfo
     'imagenet':        DatasetInfo(224, 1000, _imagenet),
 }
 
+# %% ../nbs/library/09_datasets.ipynb #09a00009
+@lru_cache(maxsize=4)
+def _known(name, split, size, zoom):
+    "Read a set of the registry."
+    if split not in ('train','test'): raise Refused(f"split={split!r}", fix="choose 'train' or 'test'")
+    info = DATASETS[name]
+    size = size or info.size
+    local = data_dir()/f'{info.local or name}-{split}.parquet'
+    try: s = read_parquet(local, size, zoom) if local.exists() else info.read(split, size, zoom)
+    except URLError as e:
+        raise Refused(f"{name} could not be downloaded ({e.reason})",
+                      fix=f"put {local.name} into {data_dir()}, or set PCA_NB_DATA to the folder that has it") from e
+    return replace(s, name=name, stats=info.stats)
+
 def load_data(
     what,               # a key of `DATASETS`, an image folder, a .parquet file (or several), an .npz of `save_npz`
     split:str='train',  # 'train' or 'test', for a key of `DATASETS`
     size:int|None=None, # working size, pixels; `None`: the native one
     zoom:float=1.,      # see `center_crop_resize`
-) -> ImageSet:
-    "Labelled images from anywhere."
-    what, path = str(what), Path(what)
+) -> ImageSet:          # labelled images
+    "Read labelled images from anywhere."
+    what = str(what)
+    path = Path(what)
     if what in DATASETS: return _known(what, split, size, zoom)
     if path.suffix=='.npz': return load_npz(path, size)
     if path.suffix=='.parquet' or (path.is_dir() and any(path.glob('*.parquet'))): return read_parquet(path, size, zoom)
     if path.is_dir(): return read_folder(path, size, zoom)
-    raise KeyError(f"{what!r} is neither a folder or file nor a known data set: choose one of {', '.join(DATASETS)}, "
-                   f"or give a path")
-
-@lru_cache(maxsize=4)
-def _known(name, split, size, zoom):
-    if split not in ('train','test'): raise Refused(f"split={split!r}", "choose 'train' or 'test'")
-    info = DATASETS[name]
-    size, local = size or info.size, data_dir()/f'{info.local or name}-{split}.parquet'
-    try: s = read_parquet(local, size, zoom) if local.exists() else info.read(split, size, zoom)
-    except URLError as e:
-        raise Refused(f"{name} could not be downloaded ({e.reason})",
-                      f"put {local.name} into {data_dir()}, or set PCA_NB_DATA to the folder that has it") from e
-    return replace(s, name=name, stats=info.stats)
+    raise UnknownName(f"{what!r} is neither a folder or file nor a known data set",
+                      fix=f"choose one of {', '.join(DATASETS)}, or give a path")
 
 # %% ../nbs/library/09_datasets.ipynb #5a3b0002
 _WINDOWS = { # class -> (file of scikit-learn, windows as (top, left, side) in its 427×640 pixels)
-    'temple': ('china.jpg', [(7,0,420), (60,40,300), (40,90,340), (0,40,330), (100,60,260), (7,80,420), (70,0,340),
-                             (90,100,320)]),
-    'flower': ('flower.jpg', [(7,110,420), (20,140,300), (0,200,260), (60,180,340), (7,60,420), (0,110,330),
-                              (40,220,220), (90,150,300)]),
+    'temple': ('china.jpg', [(7,0,420), (60,40,300), (40,90,340), (0,40,330),
+                             (100,60,260), (7,80,420), (70,0,340), (90,100,320)]),
+    'flower': ('flower.jpg', [(7,110,420), (20,140,300), (0,200,260), (60,180,340),
+                              (7,60,420), (0,110,330), (40,220,220), (90,150,300)]),
 }
 
 def sample_photos(

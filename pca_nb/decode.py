@@ -19,20 +19,23 @@ from .machine import thread_pool
 from .progress import progress
 
 # %% ../nbs/library/06_decode.ipynb #38fdc621
+def _to_8_bit(im):
+    "Convert integers of 16 or 32 bits to 8 bits."
+    a = np.asarray(im, dtype=np.int32)
+    if a.min()<0 or a.max()>65535:
+        raise Refused(f'pixels run from {a.min()} to {a.max()}', fix='save it as 8 or 16 bit')
+    return Image.fromarray((a/257).round().astype(np.uint8))
+
 def to_rgb(
     im:Image.Image, # any mode Pillow can open
 ) -> Image.Image:   # mode RGB, upright
-    "The picture a person would see: upright, opaque on white, 8 bits a channel."
+    "Convert a picture to what a person would see: upright, opaque on white, 8 bits per channel."
     im = ImageOps.exif_transpose(im)
-    if im.mode=='F': raise Refused('float pixels have no fixed range', 'save it as 8 or 16 bit')
-    if im.mode.startswith('I'):
-        a = np.asarray(im, dtype=np.int32)
-        if a.min()<0 or a.max()>65535:
-            raise Refused(f'pixels run from {a.min()} to {a.max()}', 'save it as 8 or 16 bit')
-        im = Image.fromarray((a/257).round().astype(np.uint8))
+    if im.mode=='F': raise Refused('float pixels have no fixed range', fix='save it as 8 or 16 bit')
+    if im.mode.startswith('I'): im = _to_8_bit(im)
     if im.has_transparency_data:
-        rgba = im.convert('RGBA')
-        im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), rgba)
+        white = Image.new('RGBA', im.size, 'white')
+        im = Image.alpha_composite(white, im.convert('RGBA'))
     return im.convert('RGB')
 
 # %% ../nbs/library/06_decode.ipynb #eac3ccda
@@ -41,7 +44,7 @@ def center_crop_resize(
     size:int,       # side of the result, pixels
     zoom:float=1.,  # >1 keeps only the centred 1/zoom of the shortest side
 ) -> Tensor:        # (3,size,size) uint8
-    "Shortest-side centre crop, then antialiased bilinear resize (Xiao & He 2025, 2502.06434, App. B.3)."
+    "Crop the centred square, then resize it, bilinear with antialiasing (Xiao & He 2025, 2502.06434, App. B.3)."
     h,w = image.shape[1:]
     side = max(1, round(min(h,w)/zoom))
     top = round((h-side)/2)
@@ -58,35 +61,42 @@ MAX_JPEG_BYTES = 2**28 # bytes; a JPEG file above this is not read whole
 try: from torchvision.io import ImageReadMode, decode_jpeg
 except ImportError: decode_jpeg = None # torchvision 0.29 announces that it will go; Pillow then does the same, slower
 
-def read_image(
-    src,              # path, or the file's bytes
-    size:int|None=None,# side in pixels; `None` keeps the picture as it is
-    zoom:float=1.,    # see `center_crop_resize`
-) -> Tensor:          # (3,H,W) uint8
-    "Decode one image; a ValueError says what is wrong with the file."
-    try:
-        with Image.open(io.BytesIO(src) if isinstance(src, bytes) else src) as im:
-            pixels = _jpeg(src) if im.format=='JPEG' else None
-        if pixels is None:
-            with Image.open(io.BytesIO(src) if isinstance(src, bytes) else src) as im:
-                pixels = torch.from_numpy(np.array(to_rgb(im))).permute(2,0,1)
-    except _UNREADABLE as e: raise ValueError(_what_is_wrong(src, e)) from e
-    return pixels if size is None else center_crop_resize(pixels, size, zoom)
+def _open(src): return Image.open(io.BytesIO(src) if isinstance(src, bytes) else src)
+
+def _file_bytes(src):
+    "Return a file's bytes, none if it is absurdly large."
+    if isinstance(src, bytes): return src
+    return Path(src).read_bytes() if Path(src).stat().st_size<MAX_JPEG_BYTES else b''
 
 def _jpeg(src):
-    "The pixels of a JPEG, or `None` if Pillow should look at it."
+    "Return the pixels of a JPEG, or `None` if Pillow should look at it."
     if decode_jpeg is None: return None
-    data = src if isinstance(src, bytes) else Path(src).read_bytes() if Path(src).stat().st_size<MAX_JPEG_BYTES else b''
     try:
-        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB,
-                           apply_exif_orientation=True)
+        data = torch.frombuffer(bytearray(_file_bytes(src)), dtype=torch.uint8)
+        return decode_jpeg(data, ImageReadMode.RGB, apply_exif_orientation=True)
     except (RuntimeError, ValueError): return None # damaged, or nothing to read
 
-def _what_is_wrong(src, e):
-    n = len(src) if isinstance(src, bytes) else Path(src).stat().st_size if Path(src).exists() else None
-    if n is None: return 'no such file'
+# %% ../nbs/library/06_decode.ipynb #06a00009
+def _what_is_wrong(src, error):
+    "Return in words why a file cannot be read."
+    if isinstance(src, bytes): n = len(src)
+    elif Path(src).exists(): n = Path(src).stat().st_size
+    else: return 'no such file'
     if n==0: return 'an empty file'
-    return 'not an image' if 'cannot identify' in str(e) else str(e)
+    return 'not an image' if 'cannot identify' in str(error) else str(error)
+
+def read_image(
+    src,               # path, or the file's bytes
+    size:int|None=None,# side in pixels; `None` keeps the picture as it is
+    zoom:float=1.,     # see `center_crop_resize`
+) -> Tensor:           # (3,H,W) uint8
+    "Decode one image; a ValueError says what is wrong with the file."
+    try:
+        with _open(src) as im: pixels = _jpeg(src) if im.format=='JPEG' else None
+        if pixels is None:
+            with _open(src) as im: pixels = torch.from_numpy(np.array(to_rgb(im))).permute(2,0,1)
+    except _UNREADABLE as e: raise ValueError(_what_is_wrong(src, e)) from e
+    return pixels if size is None else center_crop_resize(pixels, size, zoom)
 
 # %% ../nbs/library/06_decode.ipynb #ff147818
 class LazyImages:
@@ -96,39 +106,45 @@ class LazyImages:
         sources,         # N paths or encoded images
         size:int,        # side of every decoded image, pixels
         zoom:float=1.,   # see `center_crop_resize`
-        workers:int=0,   # threads; 0 = one a core
+        workers:int=0,   # threads; 0 = one per core
         where:str='',    # file that holds encoded images, for messages
     ):
         self.sources = sources
         self.size = size
         self.zoom = zoom
         self.shape = torch.Size((len(sources),3,size,size))
-        self.workers, self.where = workers or os.cpu_count() or 1, where
+        self.workers = workers or os.cpu_count() or 1
+        self.where = where
     def __len__(self): return len(self.sources)
+    def name(self, i:int) -> str:
+        "Return what to call image `i` in a message."
+        if not isinstance(self.sources[i], bytes): return str(self.sources[i])
+        return f'{self.where}, image {i}' if self.where else f'image {i}'
+
     def decode(self, i:int) -> Tensor: # (3,size,size) uint8
+        "Decode image `i`, or refuse it by name."
         try: return read_image(self.sources[i], self.size, self.zoom)
-        except ValueError as e: raise Refused(f"{self.name(i)}: {e}", "repair or remove it") from e
-    def name(self, i):
-        return f"{self.where}{', ' if self.where else ''}image {i}" if isinstance(self.sources[i],
-                                                                                  bytes) else str(self.sources[i])
-    def start(self, idx): # -> a function that waits and gives the (n,3,size,size) uint8 images
+        except ValueError as e: raise Refused(f"{self.name(i)}: {e}", fix="repair or remove it") from e
+
+    def start(self, idx): # -> a function that waits and returns the (n,3,size,size) uint8 images
         "Begin to decode some images in the background."
         idx = torch.arange(len(self))[idx].reshape(-1).tolist()
         out = torch.empty(len(idx), *self.shape[1:], dtype=torch.uint8)
         def one(k, i): out[k] = self.decode(i)
         jobs = [thread_pool(self.workers).submit(one, k, i) for k,i in enumerate(idx)]
         def wait():
-            for j in jobs: j.result()
+            for job in jobs: job.result()
             return out
         return wait
     def __getitem__(self, idx) -> Tensor: return self.start(idx)() # (n,3,size,size) uint8
 
+# %% ../nbs/library/06_decode.ipynb #06a0000e
 def prefetch_batches(
-    images,      # tensor or `LazyImages`
-    parts,       # list of (b,) int64 positions, a batch each
+    images,      # (N,3,H,W) uint8 tensor or `LazyImages`
+    parts,       # list of (b,) int64 positions, one per batch
     ahead:int=2, # batches decoded in advance when on demand
 ):               # yields ((b,) positions, (b,3,H,W) uint8)
-    "Batches of `images`, read ahead in the background if they must be read."
+    "Yield batches of `images`, read ahead in the background if they must be read."
     if not isinstance(images, LazyImages):
         for p in parts: yield p, images[p]
         return
@@ -138,39 +154,46 @@ def prefetch_batches(
         yield p, flying.popleft()()
 
 # %% ../nbs/library/06_decode.ipynb #b56ff373
+def _try_all(lazy, f, desc):
+    "Call `f(i)` for every image, in threads; refuse with a list of those that it refused."
+    bad = []
+    def read(i):
+        try: f(i)
+        except Refused as e: bad.append(e.problem)
+    list(progress(thread_pool(lazy.workers).map(read, range(len(lazy))), desc, len(lazy)))
+    if not bad: return
+    named = '; '.join(sorted(bad)[:5])+('; …' if len(bad)>5 else '')
+    raise Refused(f"{len(bad)} of {len(lazy)} images cannot be read: {named}", fix="repair or remove them")
+
 def decode_all(
-    lazy:LazyImages, # what to read
+    lazy:LazyImages,    # what to read
     desc:str='reading', # words before the bar
-) -> Tensor:       # (N,3,size,size) uint8
-    "Every image, resident; a ValueError names the files that cannot be read."
+) -> Tensor:            # (N,3,size,size) uint8
+    "Decode every image; a ValueError names the files that cannot be read."
     out = torch.empty(lazy.shape, dtype=torch.uint8)
     def read(i): out[i] = lazy.decode(i)
     _try_all(lazy, read, desc)
     return out
 
 # %% ../nbs/library/06_decode.ipynb #5c8e6ff8
-def check_headers(lazy, desc='checking'):
-    "A ValueError that names the files that are no images; pixels are not decoded."
+def check_headers(
+    lazy:LazyImages,     # what will be read later
+    desc:str='checking', # words before the bar
+):
+    "Refuse files that are no images, by name; pixels are not decoded."
     def look(i):
+        src = lazy.sources[i]
         try:
-            with Image.open(io.BytesIO(s) if isinstance(s := lazy.sources[i], bytes) else s): pass
-        except _UNREADABLE as e: raise Refused(f"{lazy.name(i)}", f"{_what_is_wrong(s, e)}") from e
+            with _open(src): pass
+        except _UNREADABLE as e:
+            raise Refused(f"{lazy.name(i)}: {_what_is_wrong(src, e)}", fix="repair or remove it") from e
     _try_all(lazy, look, desc)
-
-def _try_all(lazy, f, desc):
-    bad = []
-    def read(i):
-        try: f(i)
-        except ValueError as e: bad.append(str(e).removesuffix(': repair or remove it'))
-    list(progress(thread_pool(lazy.workers).map(read, range(len(lazy))), desc, len(lazy)))
-    if bad: raise Refused(f"{len(bad)} of {len(lazy)} images cannot be read: {'; '.join(sorted(bad)[:5])}"
-                             f"{'; …' if len(bad)>5 else ''}: repair or remove them")
 
 # %% ../nbs/library/06_decode.ipynb #567ed593
 MAX_RESIDENT_BYTES = 4*2**30 # bytes; a decoded set above this is read on demand
 
 def _hold(sources, size, zoom, resident, desc, where=''):
-    "Resident if it fits (or is wanted), else on demand."
+    "Return images, resident if they fit (or `resident` says so), else on demand."
     lazy = LazyImages(sources, size, zoom, where=where)
     if resident is None: resident = math.prod(lazy.shape)<=MAX_RESIDENT_BYTES
     if resident: return decode_all(lazy, desc)
@@ -179,7 +202,7 @@ def _hold(sources, size, zoom, resident, desc, where=''):
 
 # %% ../nbs/library/06_decode.ipynb #1668f536
 def _resize(images, size):
-    "uint8 (N,3,H,H) to another side, antialiased."
+    "Resize (N,3,H,H) uint8 or float images to another side, antialiased and rounded."
     if images.shape[-1]==size: return images
-    return F.interpolate(images.float(), (size,size), mode='bilinear',
-                         antialias=True).round().clamp(0,255).to(torch.uint8)
+    out = F.interpolate(images.float(), (size,size), mode='bilinear', antialias=True)
+    return out.round().clamp(0,255).to(torch.uint8)

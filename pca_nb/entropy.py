@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'CROP_PAIRS', 'nll_and_entropy', 'predict_logits', 'set_entropy', 'one_crop', 'check_crops',
-           'crop_changes', 'CropStats', 'paired_moments', 'crop_stats', 'two_crops', 'crop_twice']
+           'crop_changes', 'paired_moments', 'CropStats', 'crop_stats', 'two_crops', 'crop_twice']
 
 # %% ../nbs/library/32_entropy.ipynb #40a4e3d2
 import math
 from dataclasses import dataclass
+from functools import partial
+from typing import Callable
 
 import pandas as pd, torch
 from torch import Tensor, nn
@@ -24,88 +26,127 @@ from .rded import check_observer, CROP_METRICS, inference_mode_of
 
 # %% ../nbs/library/32_entropy.ipynb #e7000005
 def nll_and_entropy(
-    z:Tensor, # (B,C) logits
-    y:Tensor, # (B,) int64 labels
-) -> Tensor:  # (2,B) float64: −log p_y and entropy, lower = likelier, surer
-    "What a network thinks, in nats (Xiao & He 2025, 2502.06434, Definitions A.1 and A.3)."
-    return torch.stack([f(z.double(), y) for f in CROP_METRICS.values()])
+    logits:Tensor, # (B,C) float
+    labels:Tensor, # (B,) int64
+) -> Tensor:       # (2,B) float64: −log p_y and entropy, nats; lower = likelier, surer
+    "Return NLL and predictive entropy of every image (Xiao & He 2025, 2502.06434, Definitions A.1 and A.3)."
+    return torch.stack([f(logits.double(), labels) for f in CROP_METRICS.values()])
 
 # %% ../nbs/library/32_entropy.ipynb #e700000a
+def _logits(net, x): return net(x.to(memory_format=best_memory_format(net))).float()
+
 def predict_logits(
-    s:ImageSet,   # N whole images
-    net:nn.Module,# with C outputs, on any device
-    batch:int=256,# images a forward pass
-) -> Tensor:      # (N,C) float32 logits, on the CPU
-    "A network's answers to a set, in eval mode and without augmentation."
+    s:ImageSet,    # N images, composites as they are
+    net:nn.Module, # with C outputs, on any device
+    batch:int=256, # images per forward pass
+) -> Tensor:       # (N,C) float32 logits, on the CPU
+    "Predict a set, in eval mode and without augmentation."
     check_observer(s, net)
+    out = []
     with inference_mode_of(net) as dev:
-        def ask(x): return net(normalise(x.to(dev), s.stats).to(memory_format=best_memory_format(net))).float().cpu()
-        return torch.cat([ask(x) for _,x in prefetch_batches(s.images, torch.arange(len(s)).split(batch))])
+        for _,images in prefetch_batches(s.images, torch.arange(len(s)).split(batch)):
+            out.append(_logits(net, normalise(images.to(dev), s.stats)).cpu())
+    return torch.cat(out)
+
+# %% ../nbs/library/32_entropy.ipynb #32a00003
+def _sd(v): return v.std().item() if len(v)>1 else math.nan
+def _mean_sd(name, v): return {name:v.mean().item(), f'{name}_sd':_sd(v)}
+
+def _summary(s, net):
+    "Return mean and spread of what a network predicts of a set."
+    logits = predict_logits(s, net)
+    labels = s.labels.cpu()
+    nll,entropy = nll_and_entropy(logits, labels)
+    right = (logits.argmax(1)==labels).double()
+    return dict(**_mean_sd('entropy', entropy), **_mean_sd('nll', nll), top1=100*right.mean().item(), images=len(s))
 
 def set_entropy(
-    s:ImageSet,   # any set; composites are asked as wholes and cell by cell
-    net:nn.Module,# trained on the same classes
-) -> pd.DataFrame:# rows 'whole' (and 'cells'): mean `entropy`, `nll` (nats), spread `_sd`, `top1` (%), `images`
-    "What a network makes of a stored set (Xiao & He 2025, 2502.06434, Figure 3)."
-    return pd.DataFrame({k:_asked_once(v, net)
-                         for k,v in (dict(whole=s)|(dict(cells=split_cells(s)) if s.grid>1
-                                                    else {})).items()}).T.astype(dict(images=int))
-
-def _asked_once(s, net):
-    z = predict_logits(s, net)
-    y = s.labels.cpu()
-    (nll,h) = nll_and_entropy(z, y)
-    right = (z.argmax(1)==y).double()
-    def sd(v): return v.std().item() if len(v)>1 else math.nan
-    return dict(entropy=h.mean().item(), entropy_sd=sd(h), nll=nll.mean().item(), nll_sd=sd(nll),
-                top1=100*right.mean().item(), images=len(s))
+    s:ImageSet,     # any set
+    net:nn.Module,  # trained on the same classes
+) -> pd.DataFrame:  # rows 'whole' (and 'cells'): mean `entropy`, `nll` (nats), spread `_sd`, `top1` (%), `images`
+    "Measure what a network predicts of a stored set (Xiao & He 2025, 2502.06434, Figure 3)."
+    sets = dict(whole=s)
+    if s.grid>1: sets['cells'] = split_cells(s)
+    rows = {name:_summary(v, net) for name,v in sets.items()}
+    return pd.DataFrame(rows).T.astype(dict(images=int))
 
 # %% ../nbs/library/32_entropy.ipynb #e700000f
-CHUNK = 256 # images whose crops are drawn from one stream: another number is another draw
-
-def one_crop(region, scale, ratio, g):
-    "Draw the boxes of every view, one after the other: here one view with one crop, as `draw_crops` draws it."
+def one_crop(
+    region:Tensor,   # (b,4) int64 boxes, the whole images
+    scale,           # smallest and largest share of the area
+    ratio,           # smallest and largest width/height
+    g:torch.Generator,
+) -> list:           # views, each a list of (b,4) boxes, one per stage: here one of one
+    "Draw the boxes of one random crop per image, as `draw_crops` does."
     return [[draw_crops(region, scale, ratio, g)]]
 
-def _changes(s, net, look, n_crops, seed):
-    "Yield, for some images and crops at a time, positions (b,), whole (2,b) and changes (2,K,r,b) in nats, float64."
+# %% ../nbs/library/32_entropy.ipynb #32a00009
+CHUNK = 256 # images whose crops are drawn from one stream: another number is another draw
+
+def _stack_draws(draws):
+    "Return views × stages of (r·b,4) boxes, from r draws for b images."
+    views = []
+    for view in zip(*draws): views.append([torch.cat(boxes) for boxes in zip(*view)])
+    return views
+
+@dataclass(frozen=True)
+class _CropPlan:
+    "Which crops are drawn, and how many of each image."
+    draw:Callable # draw(region, g=generator) -> views × stages of (b,4) boxes
+    n:int         # draws per image
+    seed:int      # of all draws
+
+    def rounds(self, part, size, at_once):
+        "Yield views × stages of (r·b,4) boxes for the images `part`, at most `at_once` crops of a view at a time."
+        g = generator(self.seed, 'crops', part[0].item())
+        region = torch.tensor([[0,0,*size]]).expand(len(part), 4)
+        for some in torch.ones(self.n).split(max(1, at_once//len(part))):
+            yield _stack_draws([self.draw(region, g=g) for _ in some])
+
+# %% ../nbs/library/32_entropy.ipynb #32a0000b
+def _cropped(x, stages):
+    "Crop images several times in a row, each crop enlarged to the full size."
+    size = tuple(x.shape[-2:])
+    for boxes in stages: x = crop_resize(x, boxes.to(x.device), size)
+    return x
+
+def _keeps_all(stages, size):
+    "Return (n,) bool: views whose every stage keeps the whole image."
+    whole = torch.tensor([0,0,*size])
+    return torch.stack([(boxes==whole).all(1) for boxes in stages]).all(0)
+
+def _change(net, x, y, whole, views):
+    "Return (2,K,r,b) changes of NLL and entropy against `whole`, for r draws of K views of b images."
+    r = len(views[0][0])//len(x)
+    pixels = torch.cat([_cropped(x.repeat(r,1,1,1), stages) for stages in views])
+    after = nll_and_entropy(_logits(net, pixels), y.repeat(r*len(views)))
+    change = after.view(2, len(views), r, -1)-whole[:,None,None]
+    same = torch.stack([_keeps_all(stages, x.shape[-2:]) for stages in views]).to(x.device)
+    return change.masked_fill(same.view(change.shape[1:]), 0)
+
+def _changes(s, net, plan):
+    "Yield, for some images and draws at a time, positions (b,), whole (2,b) and changes (2,K,r,b) in nats, float64."
     with inference_mode_of(net) as dev:
-        lie = dict(memory_format=best_memory_format(net))
-        fit = 256 if dev.type=='cpu' else 4096
+        at_once = 256 if dev.type=='cpu' else 4096
         parts = torch.arange(len(s)).split(CHUNK)
         for part,images in progress(prefetch_batches(s.images, parts), 'cropping', len(parts)):
             x = normalise(images.to(dev), s.stats)
             y = s.labels[part].to(dev)
-            g = generator(seed, 'crops', part[0].item())
-            region = torch.tensor([[0, 0, *s.size]]).expand(len(part), 4)
-            whole = nll_and_entropy(net(x.to(**lie)).float(), y)
-            for rounds in torch.ones(n_crops).split(max(1, fit//len(part))):
-                r = len(rounds)
-                drawn = [look(region, g) for _ in rounds]
-                # K × stages of (r·b,4)
-                looks = [[torch.cat(b) for b in zip(*(d[k] for d in drawn))] for k in range(len(drawn[0]))]
-                same = torch.stack([torch.stack([(b==region.repeat(r,1)).all(1) for b in stages]).all(0)
-                                    for stages in looks]).to(dev)
-                views = torch.cat([_seen(x.repeat(r,1,1,1), stages, s.size) for stages in looks]).to(**lie)
-                change = nll_and_entropy(net(views).float(),
-                                         y.repeat(r*len(looks))).view(2, len(looks), r, -1)-whole[:,None,None]
-                yield part, whole.cpu(), change.masked_fill(same.view(change.shape[1:]), 0).cpu()
-
-def _seen(x, stages, size):
-    for b in stages: x = crop_resize(x, b.to(x.device), size)
-    return x
+            whole = nll_and_entropy(_logits(net, x), y)
+            for views in plan.rounds(part, s.size, at_once):
+                yield part, whole.cpu(), _change(net, x, y, whole, views).cpu()
 
 # %% ../nbs/library/32_entropy.ipynb #e7000010
 def check_crops(
     s:ImageSet,    # what is cropped
-    net:nn.Module, # what is asked
+    net:nn.Module, # the judge
     scale,         # smallest and largest share of the area
-    n_crops:int,   # crops an image
+    n_crops:int,   # crops per image
 ):
-    "Refuse, before any work, crops that cannot be drawn or a network that cannot answer."
+    "Refuse crops that cannot be drawn or a network that cannot judge."
     if not len(scale)==2 or not 0<scale[0]<=scale[1]<=1:
-        raise Refused(f"scale={scale}", "give 0 < low <= high <= 1, shares of the area")
-    if n_crops<1: raise Refused(f"n_crops={n_crops}", "give 1 or more")
+        raise Refused(f"scale={scale}", fix="give 0 < low <= high <= 1, shares of the area")
+    if n_crops<1: raise Refused(f"n_crops={n_crops}", fix="give 1 or more")
     check_not_composite(s)
     check_observer(s, net)
 
@@ -113,25 +154,40 @@ def crop_changes(
     s:ImageSet,      # N plain images; composites first through `split_cells`
     net:nn.Module,   # trained on the same classes, on any device
     scale=(.08,1.),  # smallest and largest share of the area that a crop keeps
-    n_crops:int=8,   # crops an image
+    n_crops:int=8,   # crops per image
     ratio=(3/4,4/3), # smallest and largest width/height
     seed:int=0,      # draws the crops
 ) -> Tensor:         # (2,n_crops,N) float64: ΔNLL and ΔH of every crop, nats, positive = less likely, less sure
-    "Every single change, for a picture of the cloud; for many crops take `crop_stats`, whose memory does not grow."
+    "Return every single change, for a picture; for many crops take `crop_stats`, whose memory is constant."
     check_crops(s, net, scale, n_crops)
     out = torch.empty(2, n_crops, len(s), dtype=torch.float64)
-    done = torch.zeros(len(s), dtype=torch.long)
-    for part,_,d in _changes(s, net, lambda r,g: one_crop(r, scale, ratio, g), n_crops, seed):
-        k = done[part[0]].item()
-        out[:, k:k+d.shape[2], part], done[part] = d[:,0], k+d.shape[2]
+    plan = _CropPlan(partial(one_crop, scale=scale, ratio=ratio), n_crops, seed)
+    first = 0
+    for part,_,change in _changes(s, net, plan):
+        r = change.shape[2]
+        out[:, first:first+r, part] = change[:,0]
+        first = (first+r)%n_crops # 0 again with the next chunk
     return out
+
+# %% ../nbs/library/32_entropy.ipynb #9e1b72a8
+def paired_moments(
+    d:Tensor, # (2,...,b) float64: ΔNLL and ΔH
+) -> Tensor:  # (8,...,b) what `CropStats.sums` adds up
+    "Return a crop's part in each of the eight sums."
+    a,b = d
+    return torch.stack([a, b, a*a, b*b, a*b, a>0, b>0, a*b>0])
+
+def _ratio(covariance, variances):
+    "Return a correlation; there is none with what does not vary."
+    if not (variances>1e-18).all(): return math.nan
+    return (covariance/variances.prod().sqrt()).item()
 
 # %% ../nbs/library/32_entropy.ipynb #e7000015
 @dataclass(eq=False)
 class CropStats:
-    "Sums over crops, an image each: enough for every number of Tables 13 to 16."
+    "Sums over crops, one column per image: enough for every number of Tables 13 to 16."
     whole:Tensor # (2,N) float64: −log p_y and entropy of the uncropped images, nats
-    n:int        # crops an image
+    n:int        # crops per image
     sums:Tensor  # (8,N) float64: ΔNLL, ΔH, ΔNLL², ΔH², ΔNLL·ΔH, and how often ΔNLL>0, ΔH>0, ΔNLL·ΔH>0
 
     def __len__(self): return self.sums.shape[1]
@@ -143,78 +199,76 @@ class CropStats:
     @property
     def rises(self) -> Tensor: return self.sums[5:7]/self.n # (2,N) share of crops that raise each
 
-    def row(self) -> dict:
-        """Return means over images in nats, and their spread over images (`_sd`).
+    def row(self) -> dict: # name -> number; nats, or a share of the crops
+        "Return means over images, their spread over images (`_sd`) or over all crops (`_all`), and correlations."
+        up_nll,up_entropy = self.rises
+        nll,entropy = self.mean
+        every = self.sums.mean(1)/self.n # (8,) means over all crops
+        variances = every[2:4]-every[:2]**2
+        nll_all,entropy_all = variances.clamp(min=0).sqrt().tolist()
+        of_means = ((nll-nll.mean())*(entropy-entropy.mean())).mean() # their covariance over images
+        return dict(images=len(self), crops=self.n,
+                    whole_nll=self.whole[0].mean().item(), whole_entropy=self.whole[1].mean().item(),
+                    **_mean_sd('p_nll', up_nll), **_mean_sd('p_entropy', up_entropy),
+                    **_mean_sd('nll', nll), nll_all=nll_all, **_mean_sd('entropy', entropy), entropy_all=entropy_all,
+                    corr=_ratio(every[4]-every[0]*every[1], variances),
+                    corr_images=_ratio(of_means, self.mean.var(1, correction=0)), concordant=every[7].item())
 
-        `whole_`: uncropped; `p_`: share of crops that raise; `nll`, `entropy`: mean change; `_all`: over all crops.
-        """
-        def sd(v): return v.std().item() if len(v)>1 else math.nan
-        (up, up_h), (nll, h), every = self.rises, self.mean, self.sums.mean(1)/self.n
-        var = every[2:4]-every[:2]**2
-        return dict(images=len(self), crops=self.n, whole_nll=self.whole[0].mean().item(),
-                    whole_entropy=self.whole[1].mean().item(), p_nll=up.mean().item(), p_nll_sd=sd(up),
-                    p_entropy=up_h.mean().item(), p_entropy_sd=sd(up_h),
-                    nll=nll.mean().item(), nll_sd=sd(nll), nll_all=var[0].clamp(min=0).sqrt().item(),
-                    entropy=h.mean().item(), entropy_sd=sd(h), entropy_all=var[1].clamp(min=0).sqrt().item(),
-                    corr=_ratio(every[4]-every[0]*every[1], var),
-                    corr_images=_ratio(((nll-nll.mean())*(h-h.mean())).mean(), self.mean.var(1, correction=0)),
-                    concordant=every[7].item())
-
-# no correlation with what does not vary
-def _ratio(cov, var): return (cov/var.prod().sqrt()).item() if (var>1e-18).all() else math.nan
-
-# %% ../nbs/library/32_entropy.ipynb #9e1b72a8
-def paired_moments(
-    d:Tensor, # (2,...,b) float64: ΔNLL and ΔH
-) -> Tensor:  # (8,...,b) what `CropStats.sums` adds up
-    "A crop's part in every sum."
-    a,b = d
-    return torch.stack([a, b, a*a, b*b, a*b, a>0, b>0, a*b>0])
+# %% ../nbs/library/32_entropy.ipynb #77fd8a84
+def _collect(s, net, plan, n_views):
+    "Return the `CropStats` of every view of a plan."
+    whole = torch.empty(2, len(s), dtype=torch.float64)
+    sums = torch.zeros(8, n_views, len(s), dtype=torch.float64)
+    for part,uncropped,change in _changes(s, net, plan):
+        whole[:,part] = uncropped
+        sums[...,part] += paired_moments(change).sum(2)
+    return [CropStats(whole, plan.n, sums[:,k]) for k in range(n_views)]
 
 def crop_stats(
     s:ImageSet,      # N plain images, resident or on demand; composites first through `split_cells`
     net:nn.Module,   # trained on the same classes, on any device
     scale=(.08,1.),  # smallest and largest share of the area that a crop keeps
-    n_crops:int=64,  # crops an image
+    n_crops:int=64,  # crops per image
     ratio=(3/4,4/3), # smallest and largest width/height
     seed:int=0,      # draws the crops
-) -> CropStats:
-    "How random crops change what a network thinks (Xiao & He 2025, 2502.06434, Tables 13 to 15)."
+) -> CropStats:      # of N images
+    "Measure how random crops change NLL and entropy (Xiao & He 2025, 2502.06434, Tables 13 to 15)."
     check_crops(s, net, scale, n_crops)
-    return _collect(s, net, lambda r,g: one_crop(r, scale, ratio, g), n_crops, seed, 1)[0]
-
-# %% ../nbs/library/32_entropy.ipynb #77fd8a84
-def _collect(s, net, look, n_crops, seed, views):
-    whole = torch.empty(2, len(s), dtype=torch.float64)
-    sums = torch.zeros(8, views, len(s), dtype=torch.float64)
-    for part,w,d in _changes(s, net, look, n_crops, seed):
-        whole[:,part] = w
-        sums[...,part] += paired_moments(d).sum(2)
-    return [CropStats(whole, n_crops, sums[:,k]) for k in range(views)]
+    plan = _CropPlan(partial(one_crop, scale=scale, ratio=ratio), n_crops, seed)
+    return _collect(s, net, plan, 1)[0]
 
 # %% ../nbs/library/32_entropy.ipynb #e700001e
-CROP_PAIRS = ('twice','nested','placed') # the looks of `crop_twice`
+CROP_PAIRS = ('twice','nested','placed') # the views of `crop_twice`
 
-def two_crops(region, scale, ratio, g):
-    "A crop, a crop of it, and as large a box anywhere."
-    outer, second = (draw_crops(region, scale, ratio, g) for _ in range(2)) # the second in the enlarged first
+def two_crops(
+    region:Tensor,   # (b,4) int64 boxes, the whole images
+    scale,           # smallest and largest share that each crop keeps
+    ratio,           # smallest and largest width/height of each
+    g:torch.Generator,
+) -> list:           # the boxes of `CROP_PAIRS`: two stages, one, one
+    "Draw a crop, a crop of it, and as large a box anywhere."
+    outer = draw_crops(region, scale, ratio, g)
+    second = draw_crops(region, scale, ratio, g) # in the enlarged first
     shrunk = outer[:,2:]/region[:,2:]
     sides = (second[:,2:]*shrunk).round().long().clamp(min=1)
     corner = (second[:,:2]*shrunk).round().long().minimum(outer[:,2:]-sides)
     room = region[:,2:]-sides
     where = torch.minimum((torch.rand(len(region), 2, generator=g)*(room+1)).long(), room)
-    return [[outer, second], [torch.cat([outer[:,:2]+corner, sides], 1)], [torch.cat([where, sides], 1)]]
+    nested = torch.cat([outer[:,:2]+corner, sides], 1)
+    placed = torch.cat([where, sides], 1)
+    return [[outer, second], [nested], [placed]]
 
+# %% ../nbs/library/32_entropy.ipynb #32a00015
 def crop_twice(
     s:ImageSet,      # N plain images
     net:nn.Module,   # trained on the same classes
     scale=(.08,1.),  # smallest and largest share of the area after both crops; each keeps from √low to √high
-    n_crops:int=64,  # draws an image
+    n_crops:int=64,  # draws per image
     ratio=(3/4,4/3), # smallest and largest width/height of each crop
     seed:int=0,      # draws the crops
 ) -> dict:           # a key of `CROP_PAIRS` -> `CropStats`
-    "Two consecutive crops against one that keeps as much, paired draw by draw (Xiao & He 2025, 2502.06434, Table 16)."
+    "Compare two consecutive crops with one that keeps as much, draw by draw (Xiao & He 2025, 2502.06434, Table 16)."
     check_crops(s, net, scale, n_crops)
     each = tuple(v**.5 for v in scale)
-    return dict(zip(CROP_PAIRS, _collect(s, net, lambda r,g: two_crops(r, each, ratio, g), n_crops, seed,
-                                         len(CROP_PAIRS))))
+    plan = _CropPlan(partial(two_crops, scale=each, ratio=ratio), n_crops, seed)
+    return dict(zip(CROP_PAIRS, _collect(s, net, plan, len(CROP_PAIRS))))

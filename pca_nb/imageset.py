@@ -7,13 +7,49 @@ __all__ = ['IMAGENET_STATS', 'ImageSet', 'match_classes', 'content_hash']
 
 # %% ../nbs/library/05_imageset.ipynb #8e450273
 from dataclasses import dataclass, replace
+from hashlib import sha1
 
 import torch
 from torch import Tensor
 from .core import Refused
 
+# %% ../nbs/library/05_imageset.ipynb #76710c92
+def _check_images(s):
+    "Refuse pixels of another type, shape or number than needed."
+    images = s.images
+    if images.dtype!=torch.uint8 or len(images.shape)!=4 or images.shape[1]!=3:
+        raise Refused(f"images are {images.dtype} {tuple(images.shape)}", fix="give uint8 of shape (N,3,H,W)")
+    if len(images)!=len(s.labels):
+        raise Refused(f"{len(images)} images but {len(s.labels)} labels", fix="one label per image is needed")
+
+def _check_classes(s):
+    "Refuse fewer than two classes, names that are not unique, or labels beyond them."
+    c = len(s.classes)
+    if c<2: raise Refused(f"only one class, {s.classes}", fix="a classifier needs at least two")
+    if len(set(s.classes))<c: raise Refused(f"two classes share a name in {s.classes}", fix="rename one")
+    if len(s.labels)==0: return
+    low = int(s.labels.min())
+    high = int(s.labels.max())
+    if low<0 or high>=c: raise Refused(f"labels run from {low} to {high}, but {c} classes allow 0 to {c-1}")
+
+def _check_index(s):
+    "Refuse a provenance without one row per image and one column per cell."
+    needed = len(s.labels), s.grid**2
+    if tuple(s.index.shape)!=needed:
+        raise Refused(f"index has shape {tuple(s.index.shape)}", fix=f"needed {needed}")
+
+# %% ../nbs/library/05_imageset.ipynb #05a0000e
+def _describe(s):
+    "Return one line that says what a set holds."
+    fewest = s.counts.min().item()
+    most = s.counts.max().item()
+    per_class = f'{fewest}' if fewest==most else f'{fewest} to {most}'
+    cells = f', each {s.grid}×{s.grid} images' if s.grid>1 else ''
+    pixels = f"{len(s)} of {'×'.join(map(str, s.size))} px{cells}"
+    return f"ImageSet({s.name or 'unnamed'}: {pixels}, {s.n_classes} classes, {per_class} per class)"
+
 # %% ../nbs/library/05_imageset.ipynb #d13dce9d
-IMAGENET_STATS = (.485,.456,.406), (.229,.224,.225)
+IMAGENET_STATS = (.485,.456,.406), (.229,.224,.225) # mean and standard deviation per channel, of pixels in [0,1]
 
 @dataclass(eq=False)
 class ImageSet:
@@ -21,74 +57,58 @@ class ImageSet:
     images:Tensor              # (N,3,H,W) uint8, resident; or `LazyImages`, the same behind a read
     labels:Tensor              # (N,) int64 in [0,C)
     classes:tuple              # C names, at least two; `labels` index it
-    # (N,grid²) int64 positions in the full set, row-major cells; -1 = unknown; default 0..N-1
-    index:Tensor|None=None
+    index:Tensor|None=None     # (N,grid²) int64 positions in the full set, row-major; -1 = unknown; default 0..N-1
     grid:int=1                 # 1 = plain images, f = composites of f×f cells
     name:str=''                # where the images come from, for tables
     stats:tuple=IMAGENET_STATS # ((3) mean, (3) std) of pixels in [0,1], for normalising
     files:tuple=()             # N file names where there are any
 
     def __post_init__(self):
-        self.classes, self.labels = tuple(map(str, self.classes)), self.labels.long()
+        self.classes = tuple(map(str, self.classes))
+        self.labels = self.labels.long()
         if self.index is None: self.index = torch.arange(len(self.labels))[:,None]
-        _check_set(self)
+        _check_images(self)
+        _check_classes(self)
+        _check_index(self)
 
     def __len__(self): return len(self.labels)
     def __getitem__(self, idx:Tensor) -> 'ImageSet':
-        "The images at positions `idx`, resident."
+        "Return the images at positions `idx`, resident."
         files = tuple(self.files[i] for i in idx.tolist()) if self.files else ()
         return replace(self, images=self.images[idx], labels=self.labels[idx], index=self.index[idx], files=files)
+    def to(self, device) -> 'ImageSet':
+        "Return the same set with images and labels on `device`."
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
     @property
-    def n_classes(self): return len(self.classes)
+    def n_classes(self) -> int: return len(self.classes)
     @property
-    def size(self): return tuple(self.images.shape[-2:])
+    def size(self) -> tuple: return tuple(self.images.shape[-2:]) # (H,W), pixels
     @property
     def counts(self) -> Tensor: return self.labels.bincount(minlength=self.n_classes) # (C,) images per class
-    def to(self, device) -> 'ImageSet':
-        "The same set with images and labels on `device`."
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
-    def __repr__(self):
-        n = sorted(set(self.counts.tolist()))
-        per = f'{n[0]} a class' if len(n)==1 else f'{n[0]} to {n[-1]} a class'
-        tiles = f', each {self.grid}×{self.grid} images' if self.grid>1 else ''
-        size = '×'.join(map(str, self.size))
-        return f"ImageSet({self.name or 'unnamed'}: {len(self)} of {size} px{tiles}, {self.n_classes} classes, {per})"
-
-# %% ../nbs/library/05_imageset.ipynb #76710c92
-def _check_set(s):
-    n = len(s.labels)
-    c = len(s.classes)
-    if s.images.dtype!=torch.uint8 or len(s.images.shape)!=4 or s.images.shape[1]!=3:
-        raise Refused(f"images are {s.images.dtype} {tuple(s.images.shape)}", "give uint8 of shape (N,3,H,W)")
-    if len(s.images)!=n: raise Refused(f"{len(s.images)} images but {n} labels", "one label an image is needed")
-    if c<2: raise Refused(f"only one class, {s.classes}", "a classifier needs at least two")
-    if len(set(s.classes))<c: raise Refused(f"two classes share a name in {s.classes}", "rename one")
-    if n and not 0<=int(s.labels.min())<=int(s.labels.max())<c:
-        raise Refused(f"labels run from {s.labels.min()} to {s.labels.max()}, but {c} classes allow 0 to {c-1}")
-    if tuple(s.index.shape)!=(n, s.grid**2):
-        raise Refused(f"index has shape {tuple(s.index.shape)}", f"needed {(n, s.grid**2)}")
+    def __repr__(self): return _describe(self)
 
 # %% ../nbs/library/05_imageset.ipynb #2c855c0b
 def match_classes(
     test:ImageSet,  # images to evaluate on
     train:ImageSet, # images the network learns from
 ) -> ImageSet:      # `test`, its labels in `train`'s order
-    "Renumber the labels of `test` by class name."
+    "Renumber the labels of a test set by class name."
     unknown = sorted(set(test.classes)-set(train.classes))
     if unknown:
         raise Refused(f"test classes {', '.join(unknown[:5])} are not among the training classes "
-                      f"{', '.join(train.classes[:10])}", "use the same names")
-    to = torch.tensor([train.classes.index(c) for c in test.classes])
-    return replace(test, labels=to[test.labels], classes=train.classes, stats=train.stats)
+                      f"{', '.join(train.classes[:10])}", fix="use the same names")
+    new_label = torch.tensor([train.classes.index(c) for c in test.classes])
+    return replace(test, labels=new_label[test.labels], classes=train.classes, stats=train.stats)
 
 # %% ../nbs/library/05_imageset.ipynb #b15f08d2
 def content_hash(
-    data:ImageSet,
-) -> str: # 12 hex digits
+    data:ImageSet, # any set
+) -> str:          # 12 hex digits
     "Return a name for a set's content: pixels (on demand: file names, first and last image), labels, classes, cells."
-    from hashlib import sha1
-    there = isinstance(data.images, Tensor)
-    pixels = data.images if there else data.images[torch.tensor([0,len(data)-1])]
-    names = '' if there else ' '.join(map(str, data.files or data.index.flatten().tolist()))
+    resident = isinstance(data.images, Tensor)
+    pixels = data.images if resident else data.images[torch.tensor([0,len(data)-1])]
+    names = '' if resident else ' '.join(map(str, data.files or data.index.flatten().tolist()))
     about = repr((names, tuple(data.images.shape[1:]), data.grid, data.classes, tuple(map(tuple, data.stats))))
-    return sha1(pixels.cpu().numpy().tobytes()+data.labels.cpu().numpy().tobytes()+about.encode()).hexdigest()[:12]
+    content = pixels.cpu().numpy().tobytes()+data.labels.cpu().numpy().tobytes()+about.encode()
+    return sha1(content).hexdigest()[:12]

@@ -15,39 +15,42 @@ from .core import Refused
 
 # %% ../nbs/library/02_machine.ipynb #4a3d2fed
 def pick_device(
-    name=None, # 'cpu', 'cuda', 'cuda:1', 'mps' or a torch.device; `None`: the fastest there is
-) -> torch.device:
-    "The device asked for, checked; or CUDA, then Apple's MPS, then the CPU."
-    have = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
-    kind = str(name or next(k for k,v in have.items() if v))
-    # torchrun: one process a GPU
-    if kind=='cuda' and 'LOCAL_RANK' in os.environ: kind = f"cuda:{os.environ['LOCAL_RANK']}"
-    if not have.get(kind.split(':')[0]):
-        raise Refused(f"device {kind!r} is not here", f"choose one of {', '.join(k for k,v in have.items() if v)}")
-    device = torch.device(kind)
+    name=None,     # 'cpu', 'cuda', 'cuda:1', 'mps' or a torch.device; `None`: the fastest there is
+) -> torch.device: # one that is there
+    "Return the device asked for, or the fastest; refuse one that is not available."
+    available = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
+    names = [k for k,there in available.items() if there]
+    wanted = str(name or names[0])
+    if wanted=='cuda' and 'LOCAL_RANK' in os.environ: wanted = f"cuda:{os.environ['LOCAL_RANK']}"
+    if wanted.split(':')[0] not in names:
+        raise Refused(f"device {wanted!r} is not available", fix=f"choose one of {', '.join(names)}")
+    device = torch.device(wanted)
     if device.type=='cuda' and (device.index or 0)>=torch.cuda.device_count():
-        raise Refused(f"device {kind!r} is not here",
-                      f"there are {torch.cuda.device_count()}, numbered from 0 (under torchrun, one a process)")
+        raise Refused(f"device {wanted!r} is not available",
+                      fix=f"there are {torch.cuda.device_count()}, numbered from 0 (under torchrun, one per process)")
     return device
 
-def pick_dtype(
-    device, # torch.device or its name
-) -> torch.dtype: # the autocast type
-    "bfloat16 where the device computes in it natively, float32 elsewhere."
-    kind = torch.device(device).type
-    if kind=='cuda': return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    if kind=='cpu': return torch.bfloat16 if _cpu_has_bf16() else torch.float32
-    return torch.float32
-
+# %% ../nbs/library/02_machine.ipynb #02a00003
 def _cpu_has_bf16():
-    probe = getattr(torch.cpu, '_is_avx512_bf16_supported',
-                    None) or getattr(torch._C._cpu, '_is_avx512_bf16_supported', None)
+    "Return whether the CPU has instructions for bfloat16; torch has moved the question once."
+    name = '_is_avx512_bf16_supported'
+    probe = getattr(torch.cpu, name, None) or getattr(torch._C._cpu, name, None)
     return bool(probe and probe())
 
+def pick_dtype(
+    device,        # torch.device or its name
+) -> torch.dtype:  # of autocast
+    "Return bfloat16 where the device computes in it natively, float32 elsewhere."
+    kind = torch.device(device).type
+    if kind=='cuda': native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else: native = kind=='cpu' and _cpu_has_bf16()
+    return torch.bfloat16 if native else torch.float32
+
+# %% ../nbs/library/02_machine.ipynb #02a00005
 def environment_info(
     device, # torch.device or its name
 ) -> dict:  # str -> str
-    "What a result depends on besides its configuration: hardware, precision and versions."
+    "Return what a result depends on besides its configuration: hardware, precision and versions."
     import torchvision
     device = torch.device(device)
     name = torch.cuda.get_device_name(device) if device.type=='cuda' else f'{platform.machine()} {device.type}'
@@ -65,22 +68,23 @@ def keep_freed_memory():
     libc.mallopt(-1, 2**31-1) # M_TRIM_THRESHOLD: the heap does not shrink
 
 # %% ../nbs/library/02_machine.ipynb #a1c27e1e
-def thread_pool(
-    n:int=0, # how many; 0 = one a core
-) -> ThreadPoolExecutor:
-    "The process's pool of threads."
-    return _pool(n or os.cpu_count() or 1, os.getpid())
-
 @lru_cache
 def _pool(n, process):
+    "Return the pool of a process, its threads started."
     main = torch.get_num_threads()
     all_here = threading.Barrier(n+1)
     def start():
-        torch.get_num_threads() # before a thread's first question torch forgets what it was told
-        torch.set_num_threads(1) # torch's own threads would fight ours for the cores
+        torch.get_num_threads()  # before a thread's first question torch forgets what it was told
+        torch.set_num_threads(1)
         all_here.wait()
     pool = ThreadPoolExecutor(n, 'pca_nb', start)
-    for _ in range(n): pool.submit(int)
+    for _ in range(n): pool.submit(int) # one task per thread, so that each starts now
     all_here.wait()
     torch.set_num_threads(main)
     return pool
+
+def thread_pool(
+    n:int=0,              # how many threads; 0 = one per core
+) -> ThreadPoolExecutor:  # the same one in every call
+    "Return this process's pool of threads."
+    return _pool(n or os.cpu_count() or 1, os.getpid())

@@ -16,101 +16,141 @@ from .imageset import ImageSet
 from .decode import _hold
 from .files import _meta, _stats, encode_images, ENCODERS, median_side, name_file_in_errors, save_npz
 
-# %% ../nbs/library/08_parquet.ipynb #1672edf0
-IMAGE_COLUMNS, LABEL_COLUMNS = ('image','img','png','jpg'), ('label','labels','class_id','fine_label','target')
+# %% ../nbs/library/08_parquet.ipynb #5ca96829
+def _read_table(path):
+    "Return the rows of a parquet file, or of all those in a folder."
+    import pyarrow as pa, pyarrow.parquet as pq
+    if not path.exists(): raise Refused(f"{path}: no such file", fix="check the path")
+    files = [path] if path.is_file() else sorted(path.glob('*.parquet'))
+    try: return pa.concat_tables([pq.read_table(f) for f in files])
+    except (pa.ArrowInvalid, OSError) as e:
+        raise Refused(f"{path} cannot be read as parquet ({e})", fix="download or write it again") from e
 
+# %% ../nbs/library/08_parquet.ipynb #a5db4a30
+IMAGE_COLUMNS = 'image', 'img', 'png', 'jpg'
+LABEL_COLUMNS = 'label', 'labels', 'class_id', 'fine_label', 'target'
+
+def _column(path, table, wanted, known):
+    "Return the name of the wanted column, or of the first known one that is there."
+    names = [wanted] if wanted else known
+    for name in names:
+        if name in table.column_names: return name
+    raise Refused(f"{path} has columns {', '.join(table.column_names)}, none of {', '.join(names)}",
+                  fix="name the right one")
+
+# %% ../nbs/library/08_parquet.ipynb #08a00006
+def _image_bytes(path, column, cells):
+    "Return the encoded image of every cell, or refuse cells that hold none."
+    sources = [cell['bytes'] if isinstance(cell, dict) else cell for cell in cells]
+    bad = [i for i,s in enumerate(sources) if not isinstance(s, bytes)]
+    if not bad: return sources
+    raise Refused(f"{path}: row {bad[0]} of column {column!r} holds no image bytes ({len(bad)} such rows)",
+                  fix="embed the images")
+
+def _file_names(cells):
+    "Return the file name of every cell, or the number of its row."
+    names = [cell.get('path') if isinstance(cell, dict) else None for cell in cells]
+    return tuple(name or f'row {i}' for i,name in enumerate(names))
+
+# %% ../nbs/library/08_parquet.ipynb #08a00009
+def _int_labels(path, column, values):
+    "Return (N,) int64 labels, or refuse values that are no class number."
+    values = values.to_pylist()
+    bad = [i for i,v in enumerate(values) if not isinstance(v, int) or v<0]
+    if not bad: return torch.tensor(values, dtype=torch.int64)
+    raise Refused(f"{path}: row {bad[0]} of column {column!r} is {values[bad[0]]!r} ({len(bad)} such rows)",
+                  fix="labels are integers from 0")
+
+# %% ../nbs/library/08_parquet.ipynb #08a0000c
+def _metadata(table, name):
+    "Return a JSON record of the file's metadata, empty if it is not there."
+    return json.loads((table.schema.metadata or {}).get(name, b'{}'))
+
+def _hf_names(table, label):
+    "Return the class names that Hugging Face's metadata give a label column, or `None`."
+    features = _metadata(table, b'huggingface').get('info', {}).get('features', {})
+    return features.get(label, {}).get('names')
+
+def _class_names(path, labels, ours, theirs):
+    "Return our class names, else Hugging Face's, else the numbers, which may have no gaps."
+    names = ours or theirs or [str(i) for i in range(int(labels.max())+1)]
+    gaps = sorted(set(range(len(names)))-set(labels.tolist()))
+    if not gaps or theirs: return names
+    raise Refused(f"{path}: labels reach {labels.max()}, but no image has label {gaps[0]}",
+                  fix="number the classes 0..C-1 without gaps")
+
+# %% ../nbs/library/08_parquet.ipynb #1672edf0
 def read_parquet(
     path,                    # a .parquet file, or a folder of them
     size:int|None=None,      # working size, pixels; `None`: that of the images if they agree, else `median_side`
     zoom:float=1.,           # see `center_crop_resize`
-    resident:bool|None=None, # `None`: if it fits in `MAX_RESIDENT_BYTES`
+    resident:bool|None=None, # decode all at once? `None`: if the pixels fit in `MAX_RESIDENT_BYTES`
     image_column:str='',     # by default the first of `IMAGE_COLUMNS` that is there
     label_column:str='',     # by default the first of `LABEL_COLUMNS` that is there
-) -> ImageSet:
-    "A parquet file of encoded images and labels as an `ImageSet`; encoded bytes stay in memory."
-    with name_file_in_errors(path): return _read_parquet(Path(path), size, zoom, resident, image_column, label_column)
-
-# %% ../nbs/library/08_parquet.ipynb #5ca96829
-def _read_parquet(path, size, zoom, resident, image_column, label_column):
-    import pyarrow as pa, pyarrow.parquet as pq
-    if not path.exists(): raise Refused(f"{path}: no such file", "check the path")
-    try:
-        table = pa.concat_tables([pq.read_table(p)
-                                  for p in ([path] if path.is_file() else sorted(path.glob('*.parquet')))])
-    except (pa.ArrowInvalid, OSError) as e:
-        raise Refused(f"{path} cannot be read as parquet ({e})", "download or write it again") from e
-    image = _column(path, table, image_column, IMAGE_COLUMNS)
-    label = _column(path, table, label_column, LABEL_COLUMNS)
-    if not len(table): raise Refused(f"{path} has no rows", "download or write it again")
-    cells = table[image].to_pylist()
-    sources = [c['bytes'] if isinstance(c, dict) else c for c in cells]
-    if (none := [i for i,s in enumerate(sources) if not isinstance(s, bytes)]):
-        raise Refused(f"{path}: row {none[0]} of column {image!r} holds no image bytes ({len(none)} such rows)",
-                      "embed the images")
-    labels = _int_labels(path, label, table[label])
-    ours = json.loads((table.schema.metadata or {}).get(b'pca_nb', b'{}'))
-    classes = ours.get('classes') or _hf_names(table.schema.metadata,
-                                               label) or [str(i) for i in range(int(labels.max())+1)]
-    if (gap := sorted(set(range(len(classes)))-set(labels.tolist()))) and not _hf_names(table.schema.metadata, label):
-        raise Refused(f"{path}: labels reach {labels.max()}, but no image has label {gap[0]}",
-                      "number the classes 0..C-1 without gaps")
-    index = torch.tensor(table['index'].to_pylist()) if ours else None
-    images = _hold(sources, size or median_side([io.BytesIO(s) for s in sources]), zoom, resident,
-                   f'reading {path.name}', str(path))
-    names = tuple((c.get('path') if isinstance(c, dict) else None) or f'row {i}' for i,c in enumerate(cells))
-    return ImageSet(images, labels, classes, index, ours.get('grid', 1), ours.get('name', path.stem), _stats(ours),
-                    names)
-
-# %% ../nbs/library/08_parquet.ipynb #a5db4a30
-def _column(path, table, asked, known):
-    for c in ([asked] if asked else known):
-        if c in table.column_names: return c
-    raise Refused(f"{path} has columns {', '.join(table.column_names)}, none of "
-                  f"{', '.join([asked] if asked else known)}", "name the right one")
-
-def _int_labels(path, column, values):
-    bad = [(i,v) for i,v in enumerate(values.to_pylist()) if not isinstance(v, int) or v<0]
-    if bad:
-        raise Refused(f"{path}: row {bad[0][0]} of column {column!r} is {bad[0][1]!r} ({len(bad)} such rows)",
-                      "labels are integers from 0")
-    return torch.tensor(values.to_pylist(), dtype=torch.int64)
-
-def _hf_names(meta, label):
-    feats = json.loads((meta or {}).get(b'huggingface', b'{}')).get('info', {}).get('features', {})
-    return feats.get(label, {}).get('names')
+) -> ImageSet:               # named after the file
+    "Read a parquet file of encoded images and integer labels."
+    with name_file_in_errors(path):
+        path = Path(path)
+        table = _read_table(path)
+        image = _column(path, table, image_column, IMAGE_COLUMNS)
+        label = _column(path, table, label_column, LABEL_COLUMNS)
+        if not len(table): raise Refused(f"{path} has no rows", fix="download or write it again")
+        cells = table[image].to_pylist()
+        sources = _image_bytes(path, image, cells)
+        labels = _int_labels(path, label, table[label])
+        ours = _metadata(table, b'pca_nb')
+        classes = _class_names(path, labels, ours.get('classes'), _hf_names(table, label))
+        index = torch.tensor(table['index'].to_pylist()) if ours else None
+        size = size or median_side([io.BytesIO(s) for s in sources])
+        images = _hold(sources, size, zoom, resident, f'reading {path.name}', str(path))
+        return ImageSet(images, labels, classes, index, ours.get('grid', 1), ours.get('name', path.stem),
+                        _stats(ours), _file_names(cells))
 
 # %% ../nbs/library/08_parquet.ipynb #6673c0d3
+def _hf_features(s):
+    "Return the types of the columns as Hugging Face's `datasets` writes them."
+    positions = dict(feature=dict(dtype='int64', _type='Value'), _type='Sequence')
+    return dict(image=dict(_type='Image'), label=dict(names=s.classes, _type='ClassLabel'), index=positions)
+
+def _as_table(s, fmt):
+    "Return a set as a table of encoded images, labels and provenance."
+    import pyarrow as pa
+    cells = [dict(bytes=b, path=f'{i:05d}.{fmt}') for i,b in enumerate(encode_images(s, fmt))]
+    cell_type = pa.struct([('bytes', pa.binary()), ('path', pa.string())])
+    table = pa.table(dict(image=pa.array(cells, cell_type),
+                          label=pa.array(s.labels.tolist(), pa.int64()),
+                          index=pa.array(s.index.tolist(), pa.list_(pa.int64()))))
+    theirs = dict(info=dict(features=_hf_features(s)))
+    return table.replace_schema_metadata(dict(huggingface=json.dumps(theirs), pca_nb=json.dumps(_meta(s))))
+
 def save_parquet(
     s:ImageSet,    # any set
     path,          # file to write
-    fmt:str='png', # a key of `ENCODERS`
-) -> Path:
-    "One parquet file in the Hugging Face layout: `image`, `label`, and `index`, the provenance."
+    fmt:str='png', # a key of `ENCODERS`; png loses nothing
+) -> Path:         # the file, complete
+    "Write one parquet file in the Hugging Face layout: `image`, `label`, and `index`, the provenance."
+    import pyarrow.parquet as pq
     check_writable(path)
-    import pyarrow as pa, pyarrow.parquet as pq
-    features = dict(image=dict(_type='Image'), label=dict(names=s.classes, _type='ClassLabel'),
-                    index=dict(feature=dict(dtype='int64', _type='Value'), _type='Sequence'))
-    cells = [dict(bytes=b, path=f'{i:05d}.{fmt}') for i,b in enumerate(encode_images(s, fmt))]
-    table = pa.table(dict(image=pa.array(cells, pa.struct([('bytes', pa.binary()), ('path', pa.string())])),
-                          label=pa.array(s.labels.tolist(), pa.int64()),
-                          index=pa.array(s.index.tolist(), pa.list_(pa.int64()))))
-    table = table.replace_schema_metadata(dict(huggingface=json.dumps(dict(info=dict(features=features))),
-                                               pca_nb=json.dumps(_meta(s))))
+    table = _as_table(s, fmt)
     return atomic_write(path, lambda tmp: pq.write_table(table, tmp))
 
 # %% ../nbs/library/08_parquet.ipynb #6d3440a8
-def bytes_on_disk(
-    s:ImageSet, # any set
-) -> pd.DataFrame: # a row a format: bytes of images, of labels, and both an image
-    "Measured bytes by format; lower is better."
-    files = {f:sum(map(len, encode_images(s, f))) for f in ENCODERS}
-    rows = {f'folder of {f}':(n, 0) for f,n in files.items()}
+def _written_bytes(s, png_bytes):
+    "Return {format: (bytes of images, of labels)} of the two formats that are one file."
     with tempfile.TemporaryDirectory() as d:
-        size = save_parquet(s, Path(d)/'s.parquet').stat().st_size
-        rows['parquet of png'] = (files['png'], size-files['png'])
-        with zipfile.ZipFile(save_npz(s, Path(d)/'s.npz')) as z:
-            part = {i.filename:i.compress_size for i in z.infolist()}
-        rows['npz'] = (part['images.npy'], part['labels.npy'])
-    rows['decoded uint8'] = (s.images.shape.numel(), s.labels.numel())
+        table = save_parquet(s, Path(d)/'s.parquet')
+        arrays = save_npz(s, Path(d)/'s.npz')
+        with zipfile.ZipFile(arrays) as z: part = {i.filename:i.compress_size for i in z.infolist()}
+        return {'parquet of png': (png_bytes, table.stat().st_size-png_bytes),
+                'npz': (part['images.npy'], part['labels.npy'])}
+
+def bytes_on_disk(
+    s:ImageSet,    # any set
+) -> pd.DataFrame: # one row per format: bytes of `images`, of `labels`, and `bytes per image` of both
+    "Measure the bytes of a set in every format; lower is better."
+    files = {fmt:sum(map(len, encode_images(s, fmt))) for fmt in ENCODERS}
+    rows = {f'folder of {fmt}':(n, 0) for fmt,n in files.items()}
+    rows |= _written_bytes(s, files['png'])
+    rows['decoded uint8'] = s.images.shape.numel(), s.labels.numel()
     out = pd.DataFrame(rows, index=['images','labels']).T
-    return out.assign(**{'bytes an image':(out.sum(axis=1)/len(s)).round(1)})
+    return out.assign(**{'bytes per image':(out.sum(axis=1)/len(s)).round(1)})

@@ -14,12 +14,11 @@ from typing import Callable, Iterable
 from tqdm.auto import tqdm
 
 # %% ../nbs/library/03_progress.ipynb #6e224137
-_listener = ContextVar('listener', default=None)
+_listener = ContextVar('listener', default=None) # (listener, bars) of this thread
 
-# %% ../nbs/library/03_progress.ipynb #fe5b1a40
 @contextmanager
 def progress_listener(
-    listener:Callable, # listener(what, done, total, row), see below; raises KeyboardInterrupt to stop the work
+    listener:Callable, # listener(what, done, total, row), see `report_progress`; raises KeyboardInterrupt to stop
     bars:bool=False,   # show progress bars as well
 ):
     "Report every step that `progress` counts, and every epoch of training, to a listener in this thread."
@@ -34,13 +33,28 @@ def report_progress(
     row:dict|None=None, # the numbers of an epoch of training
 ):
     "Report a step to the listener, if there is one."
-    if _listener.get(): _listener.get()[0](what, done, total, row)
+    if not _listener.get(): return
+    listener,_ = _listener.get()
+    listener(what, done, total, row)
 
-# %% ../nbs/library/03_progress.ipynb #f20d0477
+# %% ../nbs/library/03_progress.ipynb #03a00003
+def _watched():
+    "Return whether a person watches this process: a terminal or a notebook, and the first of several processes."
+    quiet = [os.environ.get(k) for k in ('CI','PCA_NB_QUIET','IN_TEST')]
+    if any(quiet) or os.environ.get('RANK','0')!='0': return False
+    return sys.stderr.isatty() or 'ipykernel' in sys.modules
+
 class _ReportedProgress:
     "A bar that reports to the listener; it is shown if the listener wants bars."
     def __init__(self, it, desc, total, bar):
-        self.it, self.desc, self.total, self.bar, self.n = it, desc, total, bar, 0
+        self.it = it
+        self.desc = desc
+        self.total = total
+        self.bar = bar
+        self.n = 0
+    def __len__(self): return self.total
+    def __enter__(self): return self
+    def __exit__(self, *_): self.bar.close()
     def __iter__(self):
         with self.bar:
             for x in self.it:
@@ -51,10 +65,8 @@ class _ReportedProgress:
         self.bar.update(n)
         report_progress(self.desc, self.n, self.total)
     def set_postfix(self, *a, **kw): self.bar.set_postfix(*a, **kw)
-    def __len__(self): return self.total
-    def __enter__(self): return self
-    def __exit__(self, *_): self.bar.close()
 
+# %% ../nbs/library/03_progress.ipynb #f20d0477
 def progress(
     it:Iterable,   # what to go through
     desc:str='',   # words before the bar
@@ -63,11 +75,6 @@ def progress(
     "Show a progress bar that vanishes when done; silent unless a person is watching."
     if not _listener.get(): return tqdm(it, desc=desc, total=total, leave=False, disable=not _watched())
     if total is None and hasattr(it, '__len__'): total = len(it)
-    shown = _listener.get()[1] and _watched()
-    return _ReportedProgress(it, desc, total, tqdm(desc=desc, total=total, leave=False, disable=not shown))
-
-def _watched():
-    "Whether a person watches this process: a terminal or a notebook, and the first of several processes."
-    quiet = [os.environ.get(k) for k in ('CI','PCA_NB_QUIET','IN_TEST')]
-    if any(quiet) or os.environ.get('RANK','0')!='0': return False
-    return sys.stderr.isatty() or 'ipykernel' in sys.modules
+    _,bars = _listener.get()
+    bar = tqdm(desc=desc, total=total, leave=False, disable=not (bars and _watched()))
+    return _ReportedProgress(it, desc, total, bar)

@@ -42,7 +42,8 @@ def noise(size=SIDE, seed=0, channels=3):
 
 def file_bytes(im, fmt='PNG', **save):
     "An image as a file's bytes."
-    im.save(buf := io.BytesIO(), fmt, **save)
+    buf = io.BytesIO()
+    im.save(buf, fmt, **save)
     return buf.getvalue()
 
 
@@ -94,7 +95,8 @@ def raises(words, f, *args, kind=ValueError):
     "`f(*args)` raises an error whose text has all the words; returns the text."
     with pytest.raises(kind) as e: f(*args)
     text = str(e.value)
-    assert not (lacks := [w for w in map(str, words) if w not in text]), f'{lacks} not in: {text}'
+    lacks = [w for w in map(str, words) if w not in text]
+    assert not lacks, f'{lacks} not in: {text}'
     return text
 
 
@@ -146,8 +148,10 @@ def refused(tmp_path, monkeypatch, capsys, no_training):
         with pytest.raises(SystemExit) as e: cli.main()
         err = capsys.readouterr().err
         assert e.value.code == 2 and re.fullmatch(r'pca-nb: [^\n]+\n', err), err
-        assert not (lacks := [w for w in map(str, says) if w not in err]), f'{lacks} not in: {err}'
-        assert not (changed := listing(tmp_path) ^ before) and not (tmp_path/'out').exists(), changed
+        lacks = [w for w in map(str, says) if w not in err]
+        changed = listing(tmp_path) ^ before
+        assert not lacks, f'{lacks} not in: {err}'
+        assert not changed and not (tmp_path/'out').exists(), changed
         return err
     return run
 
@@ -330,7 +334,8 @@ def test_16_bit_grey(ext, tmp_path):
     a = DEEP[..., 0].copy()
     a[0, :4] = 0, 65535, 128, 129
     im = Image.frombytes('I;16B', a.shape, a.astype('>u2').tobytes()) if 'big' in ext else Image.fromarray(a)
-    near(got := seen(tmp_path, im, f'x.{ext}'), grey((a/257.).round()), 0)
+    got = seen(tmp_path, im, f'x.{ext}')
+    near(got, grey((a/257.).round()), 0)
     assert got[0, :4, 0].tolist() == [0, 255, 0, 1]
 
 
@@ -360,9 +365,11 @@ def test_odd_images_in_a_parquet(tmp_path):
 
 def test_mixed_sizes_are_read(tmp_path, monkeypatch):
     "The median shortest side is the working size, colours stay, and the set can be compressed."
-    sizes, colours = [(16, 16), (20, 40), (40, 17), (32, 32)], noise(seed=6)[0, :4]
+    sizes = [(16, 16), (20, 40), (40, 17), (32, 32)]
+    colours = noise(seed=6)[0, :4]
     for i, (size, colour) in enumerate(zip(sizes, colours)):
-        (folder := tmp_path/'mixed'/'ab'[i//2]).mkdir(parents=True, exist_ok=True)
+        folder = tmp_path/'mixed'/'ab'[i//2]
+        folder.mkdir(parents=True, exist_ok=True)
         Image.new('RGB', size, tuple(colour.tolist())).save(folder/f'{i}.png')
     s = load_data(tmp_path/'mixed')
     assert s.size == (int(np.median([16, 20, 17, 32])),)*2
@@ -377,9 +384,15 @@ def test_mixed_sizes_are_read(tmp_path, monkeypatch):
 @pytest.mark.parametrize('what', COMMANDS)
 def test_empty_class_folder(what, full, held, tmp_path, refused, monkeypatch):
     "The folder, the class and the way out; not one of its images is decoded."
-    bad, read = shutil.copytree(full, tmp_path/'bad'), decode.read_image
+    bad = shutil.copytree(full, tmp_path/'bad')
     (bad/'c').mkdir()
-    monkeypatch.setattr(decode, 'read_image', lambda src, *a: fail('decoded')() if 'bad' in str(src) else read(src, *a))
+    read = decode.read_image
+
+    def read_other(src, *a):
+        assert 'bad' not in str(src), 'decoded'
+        return read(src, *a)
+
+    monkeypatch.setattr(decode, 'read_image', read_other)
     refused(what, bad, says=(bad, 'class c', 'remove the folder or fill it'))
 
 
@@ -409,7 +422,7 @@ def test_one_class_only_in_a_parquet(tmp_path):
 
 
 NO_CLASSES = {'empty': (lambda p: p.mkdir(), ('no class folders', 'sub-folder')),
-              'splits': (lambda p: [make_folder(p/s) for s in ('train', 'val')], ('train, val', 'give')),
+              'splits': (lambda p: [make_folder(p/s) for s in ('train', 'val')], ('train, val', 'give', 'x/train')),
               'absent': (lambda p: None, ('neither a folder or file nor a known data set', 'digits', 'give a path'))}
 
 
@@ -421,7 +434,7 @@ def test_folder_that_holds_no_classes(kind, tmp_path):
     raises((tmp_path/'x', *words), load_data, tmp_path/'x', kind=(ValueError, KeyError))
 
 
-SHORT = {  # what is asked for -> images needed a class, options
+SHORT = {  # what is asked for -> images needed per class, options
     'pca': (16, '--ipc', 4), 'pca, factor 3': (9, '--factor', 3), 'tiles': (8, '--method', 'tiles', '--ipc', 2),
     'random': (7, '--method', 'random', '--ipc', 7), 'ccs': (7, '--method', 'ccs', '--ipc', 7)}
 
@@ -456,12 +469,11 @@ def test_factor_above_the_image_side(tmp_path, refused):
 
 @pytest.fixture
 def composites(full, tmp_path):
-    "A folder of composites, six a class."
+    "A folder of composites, six per class."
     s = load_data(full)
     s = ImageSet(s.images.repeat(4, 1, 1, 1), s.labels.repeat(4), s.classes)
-    return files.save_folder(methods.make_tiles(s, 6,
-                                                methods.MethodInputs(None, torch.Generator().manual_seed(0),
-                                                                     Tiling(2))), tmp_path/'tiled')
+    inputs = methods.MethodInputs(None, torch.Generator().manual_seed(0), Tiling(2))
+    return files.save_folder(methods.make_tiles(s, 6, inputs), tmp_path/'tiled')
 
 
 def test_composites_are_not_compressed_again(composites, refused):
@@ -488,7 +500,8 @@ def test_damaged_manifest_is_named(how, stored):
 
 def test_absent_stored_image_is_named(stored):
     "Folder, file and way out."
-    (gone := sorted(stored.rglob('*.png'))[-1]).unlink()
+    gone = sorted(stored.rglob('*.png'))[-1]
+    gone.unlink()
     assert re.search('restore|again|remove', raises((stored, gone.name, 'missing'), load_data, stored)), 'no way out'
 
 
@@ -528,7 +541,8 @@ CONTENT = {'empty': lambda p: p.write_bytes(b''), 'text': lambda p: p.write_text
 @pytest.mark.parametrize('kind', CONTENT)
 def test_damaged_set_file_is_named(kind, write, ext, full, tmp_path, refused):
     "Zero bytes, text, nothing there, the first half, another format; no advice to open it unsafely."
-    CONTENT[kind](path := write(load_data(full), tmp_path/f'x.{ext}'))
+    path = write(load_data(full), tmp_path/f'x.{ext}')
+    CONTENT[kind](path)
     assert 'unsafe' not in refused('compress', path, says=(path, 'o such file' if kind == 'absent' else ''))
 
 

@@ -19,14 +19,16 @@ def composites():
 
 
 def same(a, b):
-    assert torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and torch.equal(a.index, b.index)
+    assert torch.equal(a.images, b.images)
+    assert torch.equal(a.labels, b.labels)
+    assert torch.equal(a.index, b.index)
     assert (a.grid, a.classes, a.name, a.stats) == (b.grid, b.classes, b.name, b.stats)
 
 
-def test_three_doors(composites, tmp_path):
-    for p in (save_folder(composites, tmp_path/'f'), save_parquet(composites, tmp_path/'p.parquet'),
-              save_npz(composites, tmp_path/'n')):
-        same(load_data(p), composites)
+def test_folder_parquet_and_npz_give_the_set_back(composites, tmp_path):
+    same(load_data(save_folder(composites, tmp_path/'f')), composites)
+    same(load_data(save_parquet(composites, tmp_path/'p.parquet')), composites)
+    same(load_data(save_npz(composites, tmp_path/'n')), composites)
 
 
 @pytest.mark.parametrize('ipc', [1, 2, 3, 50])
@@ -34,24 +36,26 @@ def test_rethinkdcs_reader(composites, tmp_path, ipc):
     "rethinkdc 0.3.2's folder reader itself: first `ipc` files of every class, classes by sorted folder name"
     theirs = pytest.importorskip('rethinkdc.imagenet_ipc').ImageFolderIPC
 
-    class reader(theirs):   # newer torchvision passes `allow_empty`, which their method does not know
+    class Reader(theirs):   # newer torchvision passes `allow_empty`, which their method does not know
         @staticmethod
         def make_dataset(*a, allow_empty=False, **kw): return theirs.make_dataset(*a, **kw)
 
-    d = reader(str(save_folder(composites, tmp_path/'f')/'images'), image_number=ipc)
+    folder = save_folder(composites, tmp_path/'f')/'images'
+    d = Reader(str(folder), image_number=ipc)
     keep = torch.cat([(composites.labels == c).nonzero()[:ipc, 0] for c in range(11)])
     assert [y for _, y in d] == composites.labels[keep].tolist()
-    assert np.array_equal(np.stack([np.asarray(im) for im, _ in d]),
-                          composites.images[keep].permute(0, 2, 3, 1).numpy())
+    pixels = np.stack([np.asarray(im) for im, _ in d])
+    assert np.array_equal(pixels, composites.images[keep].permute(0, 2, 3, 1).numpy())
 
 
 def test_hugging_faces_reader(composites, tmp_path, monkeypatch):
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     datasets = pytest.importorskip('datasets')
-    d = datasets.load_dataset('parquet', data_files=str(save_parquet(composites, tmp_path/'p.parquet')),
-                              cache_dir=str(tmp_path/'cache'))['train']
+    file = save_parquet(composites, tmp_path/'p.parquet')
+    d = datasets.load_dataset('parquet', data_files=str(file), cache_dir=str(tmp_path/'cache'))['train']
     assert d.features['label'].names == list(composites.classes)
-    assert d['label'][:] == composites.labels.tolist() and d['index'][:] == composites.index.tolist()
+    assert d['label'][:] == composites.labels.tolist()
+    assert d['index'][:] == composites.index.tolist()
     assert np.array_equal(np.asarray(d[7]['image']), composites.images[7].permute(1, 2, 0).numpy())
 
 
@@ -59,23 +63,25 @@ def test_sets_of_a_hub_layout_are_read(tmp_path):
     "A parquet written by `datasets` itself"
     datasets = pytest.importorskip('datasets')
     from PIL import Image
-    ims = [Image.fromarray(np.full((9 + i, 20, 3), 10 * i, np.uint8)) for i in range(6)]
-    f = datasets.Features(image=datasets.Image(), class_id=datasets.ClassLabel(names=['cat', 'dog']))
-    datasets.Dataset.from_dict(dict(image=ims, class_id=[0, 1] * 3), features=f).to_parquet(str(tmp_path/'h.parquet'))
+    images = [Image.fromarray(np.full((9 + i, 20, 3), 10 * i, np.uint8)) for i in range(6)]
+    features = datasets.Features(image=datasets.Image(), class_id=datasets.ClassLabel(names=['cat', 'dog']))
+    rows = dict(image=images, class_id=[0, 1] * 3)
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path/'h.parquet'))
     s = load_data(tmp_path/'h.parquet', size=8)
-    assert s.classes == ('cat', 'dog') and s.labels.tolist() == [0, 1] * 3 and s.size == (8, 8)
+    assert (s.classes, s.labels.tolist(), s.size) == (('cat', 'dog'), [0, 1] * 3, (8, 8))
     assert [int(im.float().mean()) for im in s.images] == [0, 10, 20, 30, 40, 50]
 
 
 def test_real_parquet(shared_data):
     s = load_data(shared_data/'cifar10-test.parquet')
-    assert len(s) == 10_000 and s.size == (32, 32) and s.counts.tolist() == [1000] * 10 and 'airplane' in s.classes
+    assert (len(s), s.size, s.counts.tolist()) == (10_000, (32, 32), [1000] * 10)
+    assert 'airplane' in s.classes
 
 
 @pytest.mark.skipif(not _DEBIAN.exists(), reason=f'no {_DEBIAN}: apt-get install dataset-fashion-mnist')
 def test_debians_fashion_mnist():
     s = load_data('fashion-mnist', 'test')
-    assert len(s) == 10_000 and s.size == (28, 28) and s.counts.tolist() == [1000] * 10
+    assert (len(s), s.size, s.counts.tolist()) == (10_000, (28, 28), [1000] * 10)
 
 
 def test_tiny_imagenet_layout(tmp_path, monkeypatch):
@@ -84,12 +90,14 @@ def test_tiny_imagenet_layout(tmp_path, monkeypatch):
     monkeypatch.setenv('PCA_NB_DATA', str(tmp_path))
     from pca_nb.datasets import _tiny
     root = tmp_path/'tiny-imagenet-200'
-    for w, v in (('n02', 20), ('n01', 10)):
-        (root/'train'/w/'images').mkdir(parents=True)
-        Image.new('RGB', (64, 64), (v,) * 3).save(root/'train'/w/'images'/f'{w}_0.JPEG')
+    for wnid, grey in (('n02', 20), ('n01', 10)):
+        (root/'train'/wnid/'images').mkdir(parents=True)
+        Image.new('RGB', (64, 64), (grey,) * 3).save(root/'train'/wnid/'images'/f'{wnid}_0.JPEG')
     (root/'val'/'images').mkdir(parents=True)
     Image.new('RGB', (64, 64), (99,) * 3).save(root/'val'/'images'/'val_0.JPEG')
     (root/'val'/'val_annotations.txt').write_text('val_0.JPEG\tn02\t0\t0\t62\t62\n')
-    tr = _tiny('train', 64, 1.)
-    te = _tiny('test', 64, 1.)
-    assert tr.classes == te.classes == ('n01', 'n02') and te.labels.tolist() == [1] and int(tr.images[1, 0, 0, 0]) == 20
+    train = _tiny('train', 64, 1.)
+    test = _tiny('test', 64, 1.)
+    assert train.classes == test.classes == ('n01', 'n02')
+    assert test.labels.tolist() == [1]
+    assert int(train.images[1, 0, 0, 0]) == 20
