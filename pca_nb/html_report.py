@@ -15,7 +15,8 @@ from .core import Refused
 from .storage import atomic_write, check_writable
 from .imageset import ImageSet
 from .parquet import bytes_on_disk
-from .viz import plot_hist, plot_methods, show_images
+from .figures import plot_methods
+from .viz import plot_hist, show_images
 from .scores import difficulty
 from .methods import METHODS
 from .runs import build_set, run_cfg
