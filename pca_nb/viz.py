@@ -62,6 +62,11 @@ def show_image(
     return ax
 
 # %% ../nbs/library/04_viz.ipynb #b1d0e016
+def _width(images, labels):
+    "Return the width of images and their row labels, inches; labels make no figure wider than `WIDTH`."
+    letters = max((len(line) for label in labels for line in str(label).split('\n')), default=0)
+    return max(images, min(WIDTH, images+.07*letters))
+
 @styled
 def show_images(
     images,        # (N,3,H,W) uint8 or float in [0,1], or a list of (3,H,W)
@@ -74,7 +79,8 @@ def show_images(
     n_cols = min(cols, len(images))
     n_rows = -(-len(images)//cols)
     height = side+.15 if len(titles) else side
-    fig,axs = plt.subplots(n_rows, n_cols, figsize=(side*n_cols, height*n_rows), squeeze=False, layout='constrained')
+    size = (_width(side*n_cols, rows), height*n_rows)
+    fig,axs = plt.subplots(n_rows, n_cols, figsize=size, squeeze=False, layout='constrained')
     for ax in axs.flat: ax.axis('off') # places that stay empty
     for i,(image,ax) in enumerate(zip(images, axs.flat)):
         ax.axis('on')
