@@ -94,7 +94,8 @@ def _judged_size(labels, n_scales, n_ipcs):
     "Return width and height in inches: room for the longest label, for every scale and for every line."
     lines = [line for label in labels for line in label.split('\n')]
     row = max(.12*n_scales+.14, .17*max(label.count('\n')+1 for label in labels)+.1)
-    return min(WIDTH, LETTER*max(map(len, lines))+2.2*n_ipcs), 1.2+row*len(labels)
+    panels = max(3.2, 2.2*n_ipcs)
+    return min(WIDTH, LETTER*max(map(len, lines))+panels), 1.2+row*len(labels)
 
 # %% ../nbs/benchmark/41a_figures.ipynb #41a00010
 @styled
