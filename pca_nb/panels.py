@@ -37,10 +37,8 @@ class Picture(Figure):
         return file.getvalue()
     def _repr_png_(self): return self.png()
 
-def new_picture(
-    height:float, # inches
-) -> Picture:
-    "Return an empty figure of the panels' width."
+def new_picture(height:float) -> Picture:
+    "Return an empty figure of the panels' width; its height in inches."
     return Picture(figsize=(WIDTH, height), dpi=100)
 
 def add_axes(
@@ -84,8 +82,7 @@ def name_width(
     names,        # words that stand left of axes
 ) -> float:       # share of the figure's width
     "Return the room that names need, at most a third of the figure."
-    longest = max((len(n) for n in names), default=0)
-    return min(.33, .02+.0088*longest)
+    return min(.33, .02+.0088*max(map(len, names), default=0))
 
 def add_rows(
     fig:Picture,
@@ -147,8 +144,7 @@ def select_images(
     return order[inside[order]]
 
 # %% ../nbs/app/60_panels.ipynb #60b0000a
-# left, bottom, width, height of the axes in `score_panel`, shares of the figure
-HIST = (.07,.695,.25,.265)
+HIST = (.07,.695,.25,.265) # axes of `score_panel`: left, bottom, width, height, shares of the figure
 PLANE = (.41,.695,.25,.265)
 BARS = (.74,.695,.25,.265)
 
@@ -160,18 +156,15 @@ def _draw_histogram(fig, choice, x, idx):
     ax.hist(v, edges, color='lightgrey')
     ax.hist(v[idx], edges, color='C0')
 
-# %% ../nbs/app/60_panels.ipynb #60b0000b
 def _draw_plane(fig, choice, x, y, idx):
     "Draw both scores of all images, and of those that are looked at."
-    xlabel = SCORE_NAMES.get(choice.x, choice.x)
-    ylabel = SCORE_NAMES.get(choice.y, choice.y)
-    ax = add_axes(fig, PLANE, 'larger = harder', xlabel, ylabel)
+    names = [SCORE_NAMES.get(key, key) for key in (choice.x, choice.y)]
+    ax = add_axes(fig, PLANE, 'larger = harder', *names)
     vx = clip_infinite(x)
     vy = clip_infinite(y)
     ax.scatter(vx, vy, s=4, color='lightgrey', lw=0)
     ax.scatter(vx[idx], vy[idx], s=4, color='C0', lw=0)
 
-# %% ../nbs/app/60_panels.ipynb #60b0000c
 def _draw_bars(fig, full, dynamics, choice):
     "Draw how many images each class gives to the easiest, if classes are not balanced."
     easiest = compress(full, f'{choice.x}-easy', choice.ipc, scores=dynamics)
@@ -180,6 +173,7 @@ def _draw_bars(fig, full, dynamics, choice):
     ax.axhline(choice.ipc, color='black', lw=1)
     ax.set_xticks(range(full.n_classes) if full.n_classes<=10 else [])
 
+# %% ../nbs/app/60_panels.ipynb #60b0000b
 def _evenly(idx, n):
     "Return at most `n` of some positions, evenly spaced, the first and the last among them."
     n = min(n, len(idx))
@@ -212,9 +206,7 @@ def score_panel(
     return fig
 
 # %% ../nbs/app/60_panels.ipynb #60b0000f
-def score_code(
-    choice:ScoreChoice,
-) -> str:
+def score_code(choice:ScoreChoice) -> str:
     "Return lines that choose the images of `score_panel`, and count the classes of its bars."
     part = f'low={choice.low:g}, high={choice.high:g}'
     if choice.box: part = f'box={tuple(round(float(v), 4) for v in choice.box)}'
@@ -243,14 +235,14 @@ SEEN = dict(none='seen whole', shuffle='cells shuffled', extract='one cell seen'
 
 # %% ../nbs/app/60_panels.ipynb #e725a0e1
 def next_views(
-    s:ImageSet,      # the stored images
-    i:int,           # which of them
-    patches:str,     # a key of `SEEN`
-    epoch:int=0,     # the first of the coming epochs
-    n:int=10,        # epochs shown
-    crop=(.08,1.),   # area range of the random resized crop
+    s:ImageSet,    # the stored images
+    i:int,         # which of them
+    patches:str,   # a key of `SEEN`
+    epoch:int=0,   # the first of the coming epochs
+    n:int=10,      # epochs shown
+    crop=(.08,1.), # area range of the random resized crop
     seed:int=0,
-) -> Tensor:         # (n,3,H,W) uint8
+) -> Tensor:       # (n,3,H,W) uint8
     "Return what a network sees of one image, one view per epoch."
     usual = protocol_for(s.name.split('/')[0], s.size[0]).augment
     aug = replace(usual, crop_scale=crop, patches=patches)
@@ -290,9 +282,8 @@ def _pca_title(full, small, choice):
     "Return two lines: the class that is shown, and the whole set with its bytes."
     n = small.index.numel()
     size = sum(len(file) for file in encode_images(small, 'png'))
-    name = full.classes[choice.cls]
-    method = display_name(choice.method)
-    return (f'{method}, class {name}: {n//full.n_classes} originals in {choice.ipc} stored images\n'
+    what = f'{display_name(choice.method)}, class {full.classes[choice.cls]}'
+    return (f'{what}: {n//full.n_classes} originals in {choice.ipc} stored images\n'
             f'all classes: {len(small)} stored images, {size/1e3:.1f} kB as PNG, '
             f'with {n} of {len(full)} originals ({100*n/len(full):.1f} %)')
 
@@ -316,9 +307,7 @@ def pca_panel(
     return fig
 
 # %% ../nbs/app/60_panels.ipynb #60b0001b
-def pca_code(
-    choice:PcaChoice,
-) -> str:
+def pca_code(choice:PcaChoice) -> str:
     "Return lines that make the set of `pca_panel`, and the views of the first image that is shown."
     c = choice
     first = c.cls*c.ipc

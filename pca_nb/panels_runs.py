@@ -185,11 +185,11 @@ def _draw_losses(fig, logits, choice):
     mine = stored_loss(logits, choice.codec, choice.temperature)
     title = f"{choice.codec}: {mine['bytes']} bytes, KL {mine['kl']:.1e}\nsame first class in {100*mine['same']:.0f} %"
     ax = add_axes(fig, (.745,.17,.245,.63), title, 'bytes per label', 'KL (nats)')
-    for codec in dict.fromkeys([*_drawn_codecs(logits.shape[1]), choice.codec]):
+    for k,codec in enumerate(dict.fromkeys([*_drawn_codecs(logits.shape[1]), choice.codec])):
         loss = stored_loss(logits, codec, choice.temperature)
         point = loss['bytes'], max(loss['kl'], NOTHING)
         ax.plot(*point, 'o', color='C1' if codec==choice.codec else 'grey', ms=7 if codec==choice.codec else 4)
-        ax.annotate(codec, point, fontsize=7, xytext=(4,4), textcoords='offset points')
+        ax.annotate(codec, point, fontsize=7, xytext=(4, 4 if k%2 else -9), textcoords='offset points')
     ax.set(xscale='log', yscale='log')
     ax.margins(.25)
     ax.xaxis.set_major_locator(LogLocator(subs=(1,2,5)))
