@@ -146,12 +146,13 @@ def slider(
 def menu(
     text:str,    # beside it
     names:dict,  # key -> name that is shown
-    value,       # the key it starts with
+    value=None,  # the key it starts with; `None`: the first
     tip:str='',
 ):
     "Return a menu of names whose value is a key."
-    return w.Dropdown(options=[(name,key) for key,name in names.items()], value=value, description=text, tooltip=tip,
-                      **_look())
+    options = [(name,key) for key,name in names.items()]
+    value = options[0][1] if value is None else value
+    return w.Dropdown(options=options, value=value, description=text, tooltip=tip, **_look())
 
 def multiple(
     text:str,    # beside it
@@ -192,6 +193,13 @@ def words_of(
     "Return what an error says, safe to show on a page."
     said = error if isinstance(error, Refused) or not error.args else error.args[0]
     return html.escape(str(said))
+
+def _joined(setup, code):
+    "Return two pieces of code as one, every import once."
+    lines = setup.strip().splitlines()
+    for line in code.splitlines():
+        if not (line in lines and line.startswith(('import ','from '))): lines.append(line)
+    return '\n'.join(lines)
 
 # %% ../nbs/app/62_board.ipynb #e726000a
 class Board(w.VBox):
@@ -250,7 +258,7 @@ class Board(w.VBox):
         except (ValueError, KeyError) as e: return self._say(f'<b>{words_of(e)}</b>')
         self.fig = fig
         self.picture.value = fig.png()
-        self.code.value = '\n'.join(part for part in (self.setup.strip(), self.says(choice)) if part)
+        self.code.value = _joined(self.setup, self.says(choice))
         self._say(f'drawn in {time.perf_counter()-start:.2f} s')
 
     def _say(self, text):

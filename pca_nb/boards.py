@@ -35,11 +35,10 @@ def score_names(dynamics) -> dict:
 def _score_controls(full, dynamics):
     "Return the controls of `score_board`."
     names = score_names(dynamics)
-    first, *others = names
     fewest = int(full.counts.min())
     return dict(
-        x=menu('score', names, first, tip='of the histogram, and of the order of images'),
-        y=menu('against', names, 'aum' if 'aum' in names else [first, *others][-1]),
+        x=menu('score', names, tip='of the histogram, and of the order of images'),
+        y=menu('against', names, 'aum' if 'aum' in names else [*names][-1]),
         ranks=slider('ranks, %', 0, 100, (0,100), kind=w.IntRangeSlider, tip='from the easiest to the hardest'),
         ipc=slider('IPC of bars', 1, max(2, fewest), min(10, fewest), tip='images per class, on average'))
 
@@ -85,10 +84,9 @@ def _pca_methods(dynamics):
 
 def _pca_controls(full, dynamics, shrink):
     "Return the controls of `pca_board`."
-    methods = _pca_methods(dynamics)
     crop = protocol_for(full.name.split('/')[0], full.size[0]).augment.crop_scale[0]
     return dict(
-        method=menu('method', methods, next(iter(methods))),
+        method=menu('method', _pca_methods(dynamics)),
         ipc=slider('IPC', 1, 12, 2, tip='stored images per class'),
         cls=slider('class', 0, full.n_classes-1, 0, tip='the class that is shown'),
         shrink=menu('shrink', {key:key for key in SHRINKS}, shrink, tip='how images are shrunk to their cells'),
@@ -113,7 +111,7 @@ def _crop_controls(s, subsets):
     "Return the controls of `crop_board`."
     return dict(
         i=slider('image', 0, len(s)-1, 0),
-        subset=menu('cloud', {name:name for name in subsets}, next(iter(subsets)), tip='whose crops are the grey dots'),
+        subset=menu('cloud', {name:name for name in subsets}, tip='whose crops are the grey dots'),
         ratio=slider('area', .08, 1., .5, .02, w.FloatSlider, tip='share of the area that a random crop keeps'),
         k=slider('crop', 0, 63, 0, tip='number of the random crop'))
 
@@ -241,6 +239,7 @@ def _table(rows):
     "Return the means of rows as HTML, in the style of JupyterLab."
     if not len(rows): return ''
     table = format_table(summary(mark_soft_rows(rows))).rename(index=display_name)
+    table = table.replace(r' ± nan| \[\+nan, \+nan\]', '', regex=True) # of one seed
     return f'<div class="jp-RenderedHTMLCommon">{table.to_html(border=0, index_names=False)}</div>'
 
 # %% ../nbs/app/63_boards.ipynb #e726001b

@@ -15,7 +15,7 @@ import numpy as np, torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
-from .core import generator
+from .core import Refused, generator
 from .imageset import ImageSet
 from .files import encode_images
 from .viz import show_image
@@ -138,21 +138,21 @@ def select_images(
         last = max(round(len(x)*high/100), first+1)
         return order[first:last]
     x0,x1,y0,y1 = box
-    x = clip_infinite(x)
-    y = clip_infinite(y)
+    x,y = (clip_infinite(v) for v in (x,y))
     inside = (x>=x0)&(x<=x1)&(y>=y0)&(y<=y1)
+    if not inside.any(): raise Refused('no image lies in this box', 'choose another one')
     return order[inside[order]]
 
 # %% ../nbs/app/60_panels.ipynb #60b0000a
-HIST = (.07,.695,.25,.265) # axes of `score_panel`: left, bottom, width, height, shares of the figure
-PLANE = (.41,.695,.25,.265)
-BARS = (.74,.695,.25,.265)
+HIST = (.07,.68,.25,.275) # axes of `score_panel`: left, bottom, width, height, shares of the figure
+PLANE = (.41,.68,.25,.275)
+BARS = (.74,.68,.25,.275)
 
 def _draw_histogram(fig, choice, x, idx):
     "Draw the first score of all images, and of those that are looked at."
     ax = add_axes(fig, HIST, f'{len(idx)} of {len(x)} images', SCORE_NAMES.get(choice.x, choice.x), 'images')
     v = clip_infinite(x)
-    edges = np.linspace(v.min(), v.max(), 41)
+    edges = np.linspace(v.min().item(), v.max().item(), 41)
     ax.hist(v, edges, color='lightgrey')
     ax.hist(v[idx], edges, color='C0')
 
@@ -169,7 +169,7 @@ def _draw_bars(fig, full, dynamics, choice):
     "Draw how many images each class gives to the easiest, if classes are not balanced."
     easiest = compress(full, f'{choice.x}-easy', choice.ipc, scores=dynamics)
     ax = add_axes(fig, BARS, f'easiest {len(easiest)}, not balanced', 'class', 'images')
-    ax.bar(range(full.n_classes), easiest.counts, color='C1')
+    ax.bar(range(full.n_classes), easiest.counts.tolist(), color='C1')
     ax.axhline(choice.ipc, color='black', lw=1)
     ax.set_xticks(range(full.n_classes) if full.n_classes<=10 else [])
 
@@ -185,7 +185,7 @@ def _draw_classes(fig, full, idx, cols):
     for k,name in enumerate(full.classes[:10]):
         mine = idx[full.labels[idx]==k]
         rows.append((f'{name} ({len(mine)})', full.images[_evenly(mine, cols)]))
-    add_rows(fig, rows, cols, .01, .59, 'each class, from the easiest of these to the hardest, evenly spaced')
+    add_rows(fig, rows, cols, .005, .57, 'each class, from the easiest of these to the hardest, evenly spaced')
 
 # %% ../nbs/app/60_panels.ipynb #e725a083
 def score_panel(
@@ -198,7 +198,7 @@ def score_panel(
     x = difficulty(dynamics, choice.x)
     y = difficulty(dynamics, choice.y)
     idx = select_images(x, y, choice.low, choice.high, choice.box)
-    fig = new_picture(6.9)
+    fig = new_picture(6.5)
     _draw_histogram(fig, choice, x, idx)
     _draw_plane(fig, choice, x, y, idx)
     _draw_bars(fig, full, dynamics, choice)
@@ -298,7 +298,7 @@ def pca_panel(
     c = choice
     small = compress(full, c.method, c.ipc, scores=dynamics, factor=c.factor, shrink=c.shrink)
     rows = _pca_rows(full, dynamics, small, choice, cols)
-    fig = new_picture(.62*len(rows)+.9)
+    fig = new_picture(.58*len(rows)+1)
     room = .5/fig.get_figheight() # below, for the epochs
     ax = add_rows(fig, rows, cols, room, 1-2*room, _pca_title(full, small, choice))
     W = small.size[1]+1

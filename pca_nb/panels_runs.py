@@ -77,7 +77,7 @@ def _draw_probabilities(ax, probs, classes, names, colors):
     shown = probs.max(0).values.topk(min(10, len(classes))).indices.sort().values
     at = np.arange(len(shown))
     for p,offset,name,color in zip(probs, (-.2,.2), names, colors):
-        ax.barh(at+offset, p[shown], .4, color=color, label=name)
+        ax.barh(at+offset, p[shown].tolist(), .4, color=color, label=name)
     ax.set_yticks(at, [classes[k] for k in shown])
     ax.set_xlim(0, 1)
     ax.invert_yaxis()
