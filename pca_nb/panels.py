@@ -283,7 +283,7 @@ def _pca_title(full, small, choice):
     n = small.index.numel()
     size = sum(len(file) for file in encode_images(small, 'png'))
     what = f'{display_name(choice.method)}, class {full.classes[choice.cls]}'
-    return (f'{what}: {n//full.n_classes} originals in {choice.ipc} stored images\n'
+    return (f'{what}: {n//full.n_classes} originals in {choice.ipc} stored image{"s"*(choice.ipc>1)}\n'
             f'all classes: {len(small)} stored images, {size/1e3:.1f} kB as PNG, '
             f'with {n} of {len(full)} originals ({100*n/len(full):.1f} %)')
 
