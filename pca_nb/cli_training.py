@@ -140,7 +140,8 @@ def store_labels_command(
     from pca_nb.core import Refused
     from pca_nb.evaluation import Evaluation, store_labels
     from pca_nb.files import check_empty_folder
-    from pca_nb.label_store import LabelStoreCfg, fkd_bytes, label_bytes
+    from pca_nb.label_plan import LabelStoreCfg
+    from pca_nb.label_store import fkd_bytes, label_bytes
     from pca_nb.recipes import RECIPES
     check_names(arch, device, recipes=[recipe])
     if not RECIPES[recipe].soft:

@@ -23,6 +23,7 @@ from .recipes import HARD, OPTIMIZERS, SOFT, SoftRecipe
 from .validate import autocast, best_memory_format
 from .train import LabelSource, param_groups
 from .teachers import Teacher, TeacherLabels
+from .label_plan import LabelPlan
 from .label_store import label_batch, write_labels
 from .statistics import MatchCfg
 from .distillers import DistilCfg
@@ -64,7 +65,11 @@ def _fkd(view, size, z):
             float(view.mix.lam[0]), [t,left,t+h,left+w], z.half()]
 
 # %% ../nbs/engine/49_costs.ipynb #e20a6c46
-FORMATS = dict(ours=write_labels, FKD=write_fkd) # name -> function that asks and writes
+def _write_ours(path, data, recipe, labels, device=None):
+    "Write labels as `write_labels` does, called like `write_fkd`."
+    return write_labels(path, LabelPlan(data, recipe), labels, device)
+
+FORMATS = dict(ours=_write_ours, FKD=write_fkd) # name -> function that predicts and writes
 # in the order of the work
 OPERATIONS = ('to the device', 'crop and flip', 'mix', 'teacher', 'to the CPU', 'encode', 'write', 'other')
 
@@ -84,7 +89,7 @@ def relabel_profile(
     recipe = replace(SOFT, batch=batch, epochs=-(-(steps+3)//4))
     live = TeacherLabels(Teacher(make_model(arch, classes, size), arch, size))
     # moves the teacher's weights to where and how they stay
-    live.answer(torch.zeros(2, 3, size, size, device=dev), recipe)
+    live.teacher_logits(torch.zeros(2, 3, size, size, device=dev), recipe)
     out = []
     for name,write in FORMATS.items():
         with tempfile.TemporaryDirectory() as d:

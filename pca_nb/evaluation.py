@@ -19,7 +19,8 @@ from .models import make_model
 from .recipes import RECIPES
 from .train import LabelSource, train
 from .teachers import Teacher, TeacherCfg, TeacherLabels, make_teacher
-from .label_store import LabelStoreCfg, write_labels
+from .label_plan import LabelPlan, LabelStoreCfg
+from .label_store import write_labels
 from .stored_labels import StoredLabels
 from .protocols import protocol_for
 from .result_store import ResultStore
@@ -133,5 +134,6 @@ def store_labels(
         raise Refused(f'recipe={recipe!r} learns from hard labels', f'choose one of {known}')
     live = TeacherLabels(*as_teachers(teachers, data, device=device))
     views = default_recipe(data, recipe, epochs)
-    write_labels(check_empty_folder(out), data, views, live, seed, cfg or LabelStoreCfg(), device)
+    plan = LabelPlan(data, views, cfg or LabelStoreCfg(), seed)
+    write_labels(check_empty_folder(out), plan, live, device)
     return StoredLabels(out, data)

@@ -15,34 +15,67 @@ from .core import Refused
 from .storage import atomic_write, check_writable
 from .imageset import ImageSet
 from .parquet import bytes_on_disk
-from .viz import plot_hist, plot_methods, show_images
+from .viz import plot_hist, show_images
 from .scores import difficulty
-from .methods import METHODS
+from .methods import display_data, display_name, METHODS
 from .runs import build_set, run_cfg
 from .stats import format_table, mark_soft_rows, summary
+from .figures import plot_methods
 
 # %% ../nbs/benchmark/44_html_report.ipynb #2eb4e789
-def figure_html(fig, caption:str='') -> str:
-    "A figure as an HTML element with its caption; the figure is closed."
-    buf = io.BytesIO()
-    fig.savefig(buf, format='png', dpi=130)
+def figure_html(
+    fig,           # the figure; it is closed
+    caption:str='',# plain text below it
+) -> str:          # an HTML element
+    "Write a figure as an HTML element with its caption."
+    png = io.BytesIO()
+    fig.savefig(png, format='png', dpi=130)
     plt.close(fig)
-    image = base64.b64encode(buf.getvalue()).decode()
+    image = base64.b64encode(png.getvalue()).decode()
     return (f'<figure><img src="data:image/png;base64,{image}"/>'
             f'<figcaption>{html.escape(caption)}</figcaption></figure>')
 
-def frame_html(frame:pd.DataFrame, caption:str='') -> str:
-    "A frame as an HTML table with its caption."
+def frame_html(
+    frame:pd.DataFrame, # its index is shown too
+    caption:str='',     # plain text below it
+) -> str:               # an HTML element
+    "Write a frame as an HTML table with its caption."
     return f'<figure>{frame.to_html(border=0)}<figcaption>{html.escape(caption)}</figcaption></figure>'
 
-def markdown_table(frame:pd.DataFrame) -> str:
-    "A frame as a Markdown table, column levels joined."
-    heads = [frame.index.name or '', *(' '.join(map(str, c)) if isinstance(c, tuple) else str(c)
-                                       for c in frame.columns)]
-    rows = [heads, ['---']*len(heads),
-            *([str(k), *map(str, r)] for k,r in zip(frame.index, frame.itertuples(index=False)))]
-    return '\n'.join('| '+' | '.join(r)+' |' for r in rows)
+# %% ../nbs/benchmark/44_html_report.ipynb #44a00003
+def markdown_table(
+    frame:pd.DataFrame, # its index is the first column
+) -> str:
+    "Write a frame as a Markdown table, column levels joined."
+    heads = [frame.index.name or '']
+    for column in frame.columns: heads.append(' '.join(map(str, column)) if isinstance(column, tuple) else str(column))
+    rows = [heads, ['---']*len(heads)]
+    for name,row in zip(frame.index, frame.itertuples(index=False)): rows.append([str(name), *map(str, row)])
+    return '\n'.join('| '+' | '.join(row)+' |' for row in rows)
 
+# %% ../nbs/benchmark/44_html_report.ipynb #93017405
+def gallery(
+    sets:dict,     # name -> `ImageSet`
+    per_set:int=10,# images of each, spread over the classes
+):                 # the figure
+    "Draw a row of images per set."
+    images = [s.images[torch.linspace(0, len(s)-1, per_set).long()] for s in sets.values()]
+    rows = [name.replace(', ', ',\n') for name in sets] # a long name in lines
+    return show_images(torch.cat(images), cols=per_set, rows=rows, side=.7)
+
+def show_extremes(
+    full:ImageSet,      # the scored images
+    scores:torch.Tensor,# (N,) float, larger = harder
+):                      # the figure
+    "Draw the easiest and the hardest image of up to ten classes, with their scores."
+    classes = range(min(10, full.n_classes))
+    easiest = [torch.where(full.labels==c, scores, torch.inf).argmin().item() for c in classes]
+    hardest = [torch.where(full.labels==c, scores, -torch.inf).argmax().item() for c in classes]
+    idx = easiest+hardest
+    return show_images(full.images[torch.tensor(idx)], [f'{scores[i]:.1f}' for i in idx], cols=len(classes),
+                       rows=['easiest','hardest'])
+
+# %% ../nbs/benchmark/44_html_report.ipynb #44a00007
 PAGE = Template('''<!doctype html><html lang="en"><head><meta charset="utf-8"><title>$title</title><style>
 body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;font-size:.85rem}
@@ -51,26 +84,66 @@ th:first-child{text-align:left}img{max-width:100%}figure{margin:1rem 0;overflow-
 figcaption{color:#666;font-size:.85rem;margin-top:.3rem}
 </style></head><body><h1>$title</h1>$body</body></html>''')
 
-# %% ../nbs/benchmark/44_html_report.ipynb #93017405
-def gallery(
-    sets:dict,     # name -> `ImageSet`
-    per_set:int=10,# images of each, spread over the classes
-):                 # the figure
-    "A row of images a set."
-    def pick(s): return s.images[torch.linspace(0, len(s)-1, per_set).long()]
-    return show_images(torch.cat([pick(s) for s in sets.values()]), cols=per_set, rows=list(sets), side=.75)
+def _accuracy(frame):
+    "Return the head of the page: what was run, the table, the figure."
+    cells = summary(frame)
+    data = ', '.join(map(display_data, frame.data.unique()))
+    seeds = ' to '.join(dict.fromkeys(map(str, (cells.n.min(), cells.n.max()))))
+    labels = ' and '.join(frame.labels.unique())
+    head = f"{data}; {', '.join(frame.arch.unique())}; {seeds} seeds per cell; last epoch; {labels} labels"
+    table = frame_html(format_table(cells), 'Top-1 accuracy, mean ± standard deviation over seeds (n), and the '
+                                            'difference to random with its 95 % interval (Welch).')
+    figure = figure_html(plot_methods(cells, head), 'The same; the dashed line is random with hard labels.')
+    scale = 'Smaller data than the paper; its protocol is scaled by the rules of <code>pca_nb.protocols</code>.'
+    return [f'<p>{html.escape(head)}. {scale}</p>', '<h2>Accuracy</h2>', table, figure]
 
-def show_extremes(
-    full:ImageSet,      # the scored images
-    scores:torch.Tensor,# (N,) float, larger = harder
-):                      # the figure
-    "The easiest and the hardest image of up to ten classes."
-    def at(c,hard):
-        return torch.where(full.labels==c, scores, -torch.inf if hard else torch.inf).argsort(descending=hard)[0].item()
-    classes = range(min(10, full.n_classes))
-    idx = [at(c, h) for h in (False,True) for c in classes]
-    return show_images(full.images[torch.tensor(idx)], [f'{scores[i]:.1f}' for i in idx], cols=len(classes),
-                       rows=['easiest','hardest'])
+# %% ../nbs/benchmark/44_html_report.ipynb #44a00008
+def _small_sets(frame, full, dynamics):
+    "Return key -> set at IPC 1 for the methods of rows that can be made from what is given."
+    sets = {}
+    for key in frame.method.unique():
+        if key not in METHODS or METHODS[key].score and not dynamics: continue
+        cfg = run_cfg(frame.data.iloc[0], key, 1, n_classes=full.n_classes, n_full=len(full), size=full.size[0])
+        sets[key] = build_set(cfg, full, dynamics)
+    return sets
+
+def _galleries(frame, full, dynamics):
+    "Return what the stored images look like and weigh, and what the scores say."
+    sets = _small_sets(frame, full, dynamics)
+    parts = []
+    if sets:
+        shown = {display_name(key): s for key,s in sets.items()}
+        parts += ['<h2>The stored images</h2>',
+                  figure_html(gallery(shown), 'IPC 1, seed 0: the stored images of ten classes. '
+                                              'PCA stores composites.')]
+    if dynamics: parts += _difficulties(full, dynamics)
+    if sets:
+        last = frame.method.iloc[-1].split(',')[0]
+        some = sets[last] if last in sets else next(iter(sets.values()))
+        parts += ['<h2>Bytes</h2>', frame_html(bytes_on_disk(some), f'{some.name}: measured by writing the files. '
+                                                                    'Hard labels are the folder names.')]
+    return parts
+
+# %% ../nbs/benchmark/44_html_report.ipynb #44a00009
+def _difficulties(full, dynamics):
+    "Return the histogram of EL2N and both ends of it."
+    scores = difficulty(dynamics, 'el2n')
+    histogram = plot_hist(dict(EL2N=scores), f'EL2N, summed over {dynamics.el2n_epochs} epochs').figure
+    return ['<h2>Difficulty</h2>', figure_html(histogram, 'All training images; larger is harder.'),
+            figure_html(show_extremes(full, scores), 'Easiest and hardest image of each class, with EL2N.')]
+
+def _train_seconds(seconds): return round(sum(s['train'] for s in seconds))
+
+def _origin(frame):
+    "Return where the numbers come from: configurations, machines, and all rows."
+    shown = frame.assign(data=frame.data.map(display_data), method=frame.method.map(display_name))
+    same = ['data','arch','optimizer','epochs','device','dtype','threads','torch','torchvision','python','pca_nb']
+    where = shown.groupby(same, sort=False).agg(rows=('key','size'), seconds=('seconds', _train_seconds)).reset_index()
+    columns = ['method','ipc','seed','top1','best_top1','nll','images','image_bytes','label_bytes','fkd_bytes','set',
+               'key']
+    runs = shown[[c for c in columns if c in shown or c!='fkd_bytes']]
+    return ['<h2>Where the numbers come from</h2>', frame_html(where, 'Configurations and machines.'),
+            f'<details><summary>All {len(frame)} rows</summary>{frame_html(runs)}</details>']
 
 # %% ../nbs/benchmark/44_html_report.ipynb #9cdf9219
 def write_report(
@@ -79,53 +152,13 @@ def write_report(
     full:ImageSet|None=None, # the full set: adds pictures and bytes
     dynamics=None,         # scores recorded over all epochs: adds their histogram, both ends, and ranked sets
     title:str='pca_nb: hard labels', # heading
-) -> Path:
-    "A self-contained HTML page of a finished grid."
+) -> Path:                 # of the file
+    "Write a self-contained HTML page of a finished grid."
     if not len(frame): raise Refused("no rows to report", "run the grid first, or name the rows' file")
     check_writable(path)
     frame = mark_soft_rows(frame)
-    t = summary(frame)
-    data = ', '.join(frame.data.unique())
-    arch = ', '.join(frame.arch.unique())
-    seeds = ' to '.join(dict.fromkeys(map(str, (t.n.min(), t.n.max()))))
-    labels = ' and '.join(frame.labels.unique())
-    head = f'{data}; {arch}; {seeds} seeds a cell; last epoch; {labels} labels'
-    parts = [f'<p>{html.escape(head)}. Scale: smaller data than the paper, its protocol scaled as described in '
-             f'<code>scaled</code>.</p>',
-             '<h2>Accuracy</h2>',
-             frame_html(format_table(t),
-                        'Top-1 accuracy, mean ± standard deviation over seeds (n), and the difference to random with '
-                        'its 95 % interval (Welch).'),
-             figure_html(plot_methods(t, head), 'The same; the dashed line is random with hard labels.')]
-    if full is not None: parts += _pictures(frame, full, dynamics)
-    return atomic_write(path,
-                        lambda tmp: tmp.write_text(PAGE.substitute(title=html.escape(title),
-                                                                   body=''.join(parts+_origin(frame))),
-                                                   encoding='utf-8'))
-
-def _pictures(frame, full, dynamics):
-    sets = {m:build_set(run_cfg(frame.data.iloc[0], m, 1, n_classes=full.n_classes, n_full=len(full),
-                                size=full.size[0]), full, dynamics)
-            for m in frame.method.unique() if m in METHODS and (dynamics or not METHODS[m].score)}
-    out = ['<h2>The stored images</h2>',
-           figure_html(gallery(sets), 'IPC 1, seed 0: the stored images of ten classes. PCA stores composites.')]
-    if dynamics:
-        s = difficulty(dynamics, 'el2n')
-        out += ['<h2>Difficulty</h2>',
-                figure_html(plot_hist(dict(EL2N=s), f'EL2N, summed over {dynamics.el2n_epochs} epochs').figure,
-                            'All training images; larger is harder.'),
-                figure_html(show_extremes(full, s), 'Easiest and hardest image of each class, with EL2N.')]
-    some = sets.get(frame.method.iloc[-1].split(',')[0]) or next(iter(sets.values()))
-    return out+['<h2>Bytes</h2>',
-                frame_html(bytes_on_disk(some),
-                           f'{some.name}: measured by writing the files. Hard labels are the folder names.')]
-
-def _origin(frame):
-    cols = ['data','arch','optimizer','epochs','device','dtype','threads','torch','torchvision','python','pca_nb']
-    where = frame.groupby(cols, sort=False).agg(rows=('key','size'),
-                                                seconds=('seconds',
-                                                         lambda s: round(sum(x['train'] for x in s)))).reset_index()
-    runs = frame[['method','ipc','seed','top1','best_top1','nll','images','image_bytes','label_bytes',
-                  *(['fkd_bytes'] if 'fkd_bytes' in frame else []),'set','key']]
-    return ['<h2>Where the numbers come from</h2>', frame_html(where, 'Configurations and machines.'),
-            f'<details><summary>All {len(frame)} rows</summary>{frame_html(runs)}</details>']
+    parts = _accuracy(frame)
+    if full is not None: parts += _galleries(frame, full, dynamics)
+    parts += _origin(frame)
+    page = PAGE.substitute(title=html.escape(title), body=''.join(parts))
+    return atomic_write(path, lambda tmp: tmp.write_text(page, encoding='utf-8'))

@@ -19,6 +19,7 @@ from .models import make_model
 from .train import LabelSource, train
 from .scores import difficulty, Dynamics
 from .teachers import TeacherLabels
+from .label_plan import LabelPlan
 from .label_store import fkd_bytes, write_labels
 from .stored_labels import StoredLabels
 from .methods import METHODS
@@ -42,7 +43,8 @@ def _label_source(cfg, s, inputs, folder, device, dtype):
         stored = StoredLabels(folder, s)
         if stored.meta['teacher']==live.key: return stored
         shutil.rmtree(folder) # left by another teacher's run
-    return StoredLabels(write_labels(folder, s, cfg.recipe, live, cfg.seed, cfg.soft.store, device, dtype), s)
+    plan = LabelPlan(s, cfg.recipe, cfg.soft.store, cfg.seed)
+    return StoredLabels(write_labels(folder, plan, live, device, dtype), s)
 
 # %% ../nbs/benchmark/39_run.ipynb #d868ab19
 def run_name(

@@ -17,7 +17,7 @@ from .combine import Tiling
 from .models import MODELS
 from .recipes import Recipe, RECIPES
 from .scores import difficulty, ScoringCfg
-from .label_store import LabelStoreCfg
+from .label_plan import LabelStoreCfg
 from .rded import CropSearchCfg
 from .distillers import DistilCfg
 from .protocols import N_TRAIN, Protocol, protocol_for, recipe_for, scoring_cfg, teacher_cfg

@@ -92,7 +92,7 @@ class LabelSource:
         "Yield the view of every step, and the teacher's logits (b,C) if they are known beforehand."
         g = generator(seed, 'views', epoch, device=dev)
         for idx in steps: yield draw_view(len(idx), data.size, recipe.augment, data.grid, g, dev), None
-    def answer(self, x, recipe, known):
+    def teacher_logits(self, x, recipe, known):
         "Return the teacher's logits (b,C) for the normalised views `x`; `None` without a teacher."
 
 # %% ../nbs/library/20_train.ipynb #38a86047
@@ -102,12 +102,12 @@ def batch_loss(
     view:ViewParams,    # of the whole batch
     recipe:Recipe,
     part:slice=slice(None), # the images of this process
-    answer:Tensor|None=None,# (b,C) float, the teacher's logits
+    teacher_logits:Tensor|None=None, # (b,C) float, the teacher's logits
 ) -> Tensor:            # (), summed over the images `part`
     "Return a batch's loss: the distance to the teacher's logits, else cross-entropy."
     def ce(y): return F.cross_entropy(logits, y[part], reduction='none', label_smoothing=recipe.label_smoothing)
     if recipe.soft:
-        soft = SOFT_LOSSES[recipe.loss](logits, answer, recipe)
+        soft = SOFT_LOSSES[recipe.loss](logits, teacher_logits, recipe)
         return soft+recipe.hard_weight*ce(labels).sum() if recipe.hard_weight else soft
     if view.mix is None or not recipe.augment.mix_labels: return ce(labels).sum()
     lam = view.mix.lam[part]
@@ -236,8 +236,8 @@ def _step(run, batch):
     with autocast(run.device, run.dtype):
         logits = run.net(batch.x).float()
         known = None if batch.known is None else batch.known[batch.part]
-        answer = run.labels.answer(batch.x, run.recipe, known)
-    loss = batch_loss(logits, batch.labels, batch.view, run.recipe, batch.part, answer)
+        teacher_logits = run.labels.teacher_logits(batch.x, run.recipe, known)
+    loss = batch_loss(logits, batch.labels, batch.view, run.recipe, batch.part, teacher_logits)
     run.opt.zero_grad(set_to_none=True)
     (loss*(run.world/len(batch.idx))).backward()
     run.opt.step()

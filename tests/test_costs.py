@@ -18,6 +18,7 @@ from pca_nb.teachers import Teacher, TeacherLabels
 from pca_nb.models import make_model
 from pca_nb.prune import random_balanced
 from pca_nb.costs import OPERATIONS, peak_memory, relabel_profile, step_memory, write_fkd
+from pca_nb.label_plan import LabelPlan
 from pca_nb.label_store import fkd_bytes, write_labels
 from pca_nb.stored_labels import StoredLabels
 from pca_nb.recipes import SOFT
@@ -70,16 +71,17 @@ def test_operations_of_made_up_events():
 def test_every_part_of_a_batch_is_named_once_and_in_order(tmp_path):
     recipe = replace(SOFT, batch=16, epochs=2)
     data = FULL[torch.arange(40)]
-    for write in (write_labels, write_fkd):
+    for write in costs.FORMATS.values():
         p = costs.profile_of(partial(write, tmp_path/write.__name__, data, recipe, live(), device='cpu'))
         named = sorted((e.time_range.start, e.name) for e in p.events() if e.name.startswith('labels: '))
         assert [n for _, n in named] == [f'labels: {op}' for op in OPERATIONS[:-1]]*6
 
 
 def test_a_slow_writer_and_a_slow_teacher_are_found(monkeypatch):
-    save, answer = torch.save, TeacherLabels.answer
+    save, teacher_logits = torch.save, TeacherLabels.teacher_logits
     monkeypatch.setattr(torch, 'save', lambda *a: (time.sleep(.05), save(*a)))
-    monkeypatch.setattr(TeacherLabels, 'answer', lambda *a, **kw: (time.sleep(.1), answer(*a, **kw))[1])
+    monkeypatch.setattr(TeacherLabels, 'teacher_logits',
+                        lambda *a, **kw: (time.sleep(.1), teacher_logits(*a, **kw))[1])
     f = relabel_profile(**TINY).pivot(index='operation', columns='format', values='low')
     assert (f.loc['teacher'] > 100).all() and f.FKD['write'] > 50
     assert f.ours['write'] < 50 and (f.drop(index=['teacher', 'write']) < 50).all(axis=None)
@@ -89,8 +91,8 @@ def test_a_profiled_store_has_the_same_bytes(tmp_path):
     recipe = replace(SOFT, batch=16, epochs=2)
     data = FULL[torch.arange(40)]
     def content(p): return {f.name: hashlib.sha1(f.read_bytes()).hexdigest() for f in p.iterdir()}
-    plain = write_labels(tmp_path/'a', data, recipe, live(), device='cpu')
-    costs.profile_of(lambda: write_labels(tmp_path/'b', data, recipe, live(), device='cpu'), profile_memory=True)
+    plain = write_labels(tmp_path/'a', LabelPlan(data, recipe), live(), 'cpu')
+    costs.profile_of(lambda: write_labels(tmp_path/'b', LabelPlan(data, recipe), live(), 'cpu'), profile_memory=True)
     assert content(plain) == content(tmp_path/'b')
 
 
@@ -101,9 +103,9 @@ def test_the_archives_hold_what_the_store_holds(tmp_path, views):
     data = combine(FULL, assign_to_cells(random_balanced(torch.zeros(len(FULL)), FULL.labels, FULL.classes, 16, g), 10,
                                          2, g), 'lsq') if 'patches' in views else FULL[torch.arange(40)]
     recipe = replace(SOFT, batch=16, epochs=2, augment=AugmentCfg(**dict(crop_scale=(.3, 1.)) | views))
-    kept = StoredLabels(write_labels(tmp_path/'s', data, recipe, live(), device='cpu'), data)
+    kept = StoredLabels(write_labels(tmp_path/'s', LabelPlan(data, recipe), live(), 'cpu'), data)
     write_fkd(tmp_path/'f', data, recipe, live(), 'cpu')
-    for i, (e, b) in enumerate(kept.where.tolist()):
+    for i, (e, b) in enumerate(kept.plan.steps.tolist()):
         coords, flip, partner, lam, (t, label, bottom,
                                      right), z = torch.load(tmp_path/'f'/f'epoch_{e}'/f'batch_{b}.tar')
         _, view, ours = kept.step(i)
@@ -123,7 +125,7 @@ def test_an_archive_is_as_large_as_theirs(tmp_path):
     recipe = replace(SOFT, batch=128, epochs=1)
     size = next(write_fkd(tmp_path/'f', data, recipe, live(1000), 'cpu').rglob('*.tar')).stat().st_size
     assert size == pytest.approx(261_893, rel=.002) and size > fkd_bytes(128, 1000)
-    kept = write_labels(tmp_path/'s', data, recipe, live(1000), device='cpu')
+    kept = write_labels(tmp_path/'s', LabelPlan(data, recipe), live(1000), 'cpu')
     assert sum(f.stat().st_size for f in kept.glob('*.npy')) < fkd_bytes(128, 1000)
 
 

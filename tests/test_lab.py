@@ -163,12 +163,14 @@ class Notebook:
     def narrow(self):
         self.page.set_viewport_size(dict(width=800, height=1000))
         self.page.wait_for_timeout(500)
-        if self.page.locator('.pca-brush').count():
-            self.page.locator('.pca-brush').scroll_into_view_if_needed()
         self.shot(800)
         assert self.fits()
 
-    def shot(self, what): self.page.screenshot(path=str(self.shots/f'{self.name.split("/")[-1]}-{what}.png'))
+    def shot(self, what):
+        "Keep a picture of the page, from the board's controls on if there is a board."
+        self.page.evaluate("document.querySelector('.pca-brush')?.closest('.jp-OutputArea')?.scrollIntoView()")
+        self.page.wait_for_timeout(200)
+        self.page.screenshot(path=str(self.shots/f'{self.name.split("/")[-1]}-{what}.png'))
 
     def fits(self):
         "Nothing is wider than the notebook"
@@ -241,7 +243,7 @@ def test_a_grid_is_started_watched_and_stopped(open_notebook):
     says('0 of 1 rows')
     src = n.source()
     n.page.locator('.widget-button[title="start"]').click()
-    says('random ipc 1 seed 0')                                  # it tells what it does
+    says('random, IPC 1, seed 0')                                # it tells what it does
     n.redrawn(src)                                               # and draws while it does
     n.page.locator('.widget-button[title="stop"]').click()
     says('stopped')
@@ -268,6 +270,7 @@ def test_a_tutorial_runs_from_top_to_bottom(tutorial, open_notebook):
 
 def test_the_start_page_leads_to_a_board(open_notebook):
     n = open_notebook('start.ipynb')
+    n.shot('page')
     n.page.get_by_role('link', name='Score explorer').click()
     n.page.wait_for_selector('.lm-TabBar-tab.lm-mod-current >> text=b1_scores.ipynb')
     n.shot(1280)

@@ -20,7 +20,8 @@ from pca_nb.runs import run_cfg
 from pca_nb.models import make_model
 from pca_nb.prune import random_balanced
 from pca_nb.codecs import CODECS
-from pca_nb.label_store import label_bytes, LabelStoreCfg, write_labels
+from pca_nb.label_plan import LabelPlan, LabelStoreCfg
+from pca_nb.label_store import label_bytes, write_labels
 from pca_nb.stored_labels import StoredLabels
 from pca_nb.recipes import HARD, RECIPES, SOFT_LOSSES, SoftRecipe
 from pca_nb.train import train
@@ -128,8 +129,7 @@ def test_replay_is_live(tmp_path, views, how):
     data = tiled() if views.get('patches') else FULL[torch.arange(43)]
     r = SoftRecipe(AugmentCfg(**dict(crop_scale=(.3, 1.)) | views), **SHORT)
     live = TeacherLabels(teacher(1), teacher(2))
-    kept = StoredLabels(write_labels(tmp_path/'s', data, r, live, seed=0, cfg=LabelStoreCfg('fp32', how),
-                                     device='cpu'), data)
+    kept = StoredLabels(write_labels(tmp_path/'s', LabelPlan(data, r, LabelStoreCfg('fp32', how)), live, 'cpu'), data)
     assert torch.equal(weights(data, r, kept)[0], weights(data, r, live)[0])
     assert kept.nbytes >= label_bytes(data, r,
                                       LabelStoreCfg('fp32', how)) and set(p.suffix
@@ -140,8 +140,8 @@ def test_replay_is_live(tmp_path, views, how):
 def test_other_losses_may_use_the_same_answers(tmp_path):
     data = FULL[torch.arange(43)]
     r = SoftRecipe(**SHORT)
-    kept = StoredLabels(write_labels(tmp_path/'s', data, r, TeacherLabels(teacher()), cfg=LabelStoreCfg('fp32'),
-                                     device='cpu'), data)
+    kept = StoredLabels(write_labels(tmp_path/'s', LabelPlan(data, r, LabelStoreCfg('fp32')), TeacherLabels(teacher()),
+                                     'cpu'), data)
     other = replace(r, loss='mse', hard_weight=.1, lr=2e-3, schedule='smoothed', epochs=2, ema=.5)
     assert not torch.equal(weights(data, r, kept)[0], weights(data, other, kept)[0])
 
@@ -154,7 +154,7 @@ def test_a_store_that_was_stopped_anywhere_goes_on(tmp_path, tally):
     live = TeacherLabels(teacher())
     rng = random.Random(0)
     lost = 0
-    whole = write_labels(tmp_path/'whole', data, r, live, device='cpu')
+    whole = write_labels(tmp_path/'whole', LabelPlan(data, r), live, 'cpu')
     for k in range(12):
         part = tmp_path/f'{k}.part'
         shutil.copytree(whole, part)
@@ -162,7 +162,7 @@ def test_a_store_that_was_stopped_anywhere_goes_on(tmp_path, tally):
             raw = f.read_bytes()
             head = len(raw)-np.load(f).nbytes
             f.write_bytes(raw[:rng.randint(head, len(raw))])
-        write_labels(tmp_path/str(k), data, r, live, device='cpu')
+        write_labels(tmp_path/str(k), LabelPlan(data, r), live, 'cpu')
         lost += any(f.read_bytes() != (tmp_path/str(k)/f.name).read_bytes() for f in whole.iterdir()) or part.exists()
     tally.count('a half-written label store', 12, lost)
     assert not lost
@@ -173,7 +173,7 @@ def test_every_flipped_bit_is_found(tmp_path, tally):
     r = SoftRecipe(AugmentCfg(mix='cutmix'), **SHORT)
     rng = random.Random(1)
     missed = 0
-    s = write_labels(tmp_path/'s', data, r, TeacherLabels(teacher()), device='cpu')
+    s = write_labels(tmp_path/'s', LabelPlan(data, r), TeacherLabels(teacher()), 'cpu')
     files = sorted(s.glob('*.npy'))
     for k in range(60):
         f = files[k % len(files)]
@@ -319,7 +319,7 @@ def test_noise_is_normal_and_comes_from_nowhere():
 def test_lplds_pool_by_hand():
     """Three batches a pseudo-epoch, drawn with replacement, the last replaced by the one before it; two batches
     that begin with the same image are told apart no more."""
-    from pca_nb.label_store import _replayed
+    from pca_nb.label_plan import replay_lpld
     first = [7, 4, 7, 1, 2]   # the first image of five kept batches: 0 and 2 collide
     for e in range(40):
         ids = torch.randint(5, (3,), generator=generator(3, 'pool', e)).tolist()
@@ -329,8 +329,8 @@ def test_lplds_pool_by_hand():
             seen = {}
             for j in ids: seen[first[j]] = j
             want.append((i, seen[first[i]]))
-        assert _replayed('lpld', 5, 3, first, 3, e) == want
-    every = [_replayed('lpld', 5, 3, first, 3, e) for e in range(200)]
+        assert replay_lpld(first, 3, 3, e) == want
+    every = [replay_lpld(first, 3, 3, e) for e in range(200)]
     assert any(i != j for p in every for i, j in p) and all(p[1] == p[2]
                                                             for p in every) and len({str(p) for p in every}) > 10
 
@@ -339,7 +339,7 @@ def test_a_store_is_of_one_set(tmp_path):
     "Pixels, classes, normalisation and size all count, when it is opened and when it trains."
     data = FULL[torch.arange(43)]
     r = SoftRecipe(**SHORT)
-    path = write_labels(tmp_path/'s', data, r, TeacherLabels(teacher()), device='cpu')
+    path = write_labels(tmp_path/'s', LabelPlan(data, r), TeacherLabels(teacher()), 'cpu')
     others = [replace(data, images=255-data.images), replace(data, classes=data.classes[::-1]),
               replace(data, stats=((.5,)*3, (.5,)*3)), FULL[torch.arange(44)]]
     for other in others:
@@ -351,7 +351,7 @@ def test_what_a_store_says_of_itself_is_checked(tmp_path):
     import json
     data = FULL[torch.arange(43)]
     r = SoftRecipe(**SHORT)
-    path = write_labels(tmp_path/'s', data, r, TeacherLabels(teacher()), device='cpu')
+    path = write_labels(tmp_path/'s', LabelPlan(data, r), TeacherLabels(teacher()), 'cpu')
     meta = json.loads((path/'meta.json').read_text())
     for change in (dict(seed=1), dict(steps=8), dict(recipe=meta['recipe'] | dict(epochs=7)), dict(check='0')):
         (path/'meta.json').write_text(json.dumps(meta | change))
@@ -362,13 +362,13 @@ def test_what_a_store_says_of_itself_is_checked(tmp_path):
 
 def test_logits_beyond_a_codec_are_refused(tmp_path):
     class Loud(TeacherLabels):
-        def answer(self, *a): return 1e6*super().answer(*a)
+        def teacher_logits(self, *a): return 1e6*super().teacher_logits(*a)
     data = FULL[torch.arange(43)]
     r = SoftRecipe(**SHORT)
     for codec in ('fp16', 'int8', 'top5'):
         with pytest.raises(ValueError, match='can hold'):
-            write_labels(tmp_path/codec, data, r, Loud(teacher()), cfg=LabelStoreCfg(codec), device='cpu')
-    write_labels(tmp_path/'fp32', data, r, Loud(teacher()), cfg=LabelStoreCfg('fp32'), device='cpu')
+            write_labels(tmp_path/codec, LabelPlan(data, r, LabelStoreCfg(codec)), Loud(teacher()), 'cpu')
+    write_labels(tmp_path/'fp32', LabelPlan(data, r, LabelStoreCfg('fp32')), Loud(teacher()), 'cpu')
 
 
 def test_a_flipped_bit_in_a_teacher_is_found(tmp_path):

@@ -108,6 +108,16 @@ def test_no_module_is_long():
         assert len(p.read_text(encoding='utf-8').splitlines()) <= 320, f'{p.name}: two notebooks?'
 
 
+def test_data_files_are_installed_with_the_package(tmp_path, clean_env):
+    for name in ('setup.py', 'settings.ini', 'README.md'):
+        shutil.copy(root/name, tmp_path)
+    shutil.copytree(root/'pca_nb', tmp_path/'pca_nb', ignore=shutil.ignore_patterns('__pycache__'))
+    subprocess.run([sys.executable, 'setup.py', '-q', 'build_py', '--build-lib', 'built'], cwd=tmp_path, env=clean_env,
+                   check=True)
+    files = [p.name for p in (root/'pca_nb'/'data').iterdir()]
+    assert files and all((tmp_path/'built'/'pca_nb'/'data'/name).exists() for name in files)
+
+
 def test_nothing_exported_needs_a_development_package():
     text = ''.join(p.read_text() for p in (root/'pca_nb').glob('[a-z]*.py'))
     assert not re.findall(r'^\s*(?:from|import) (?:nbdev|fastcore|execnb|IPython)\b', text, re.M)

@@ -16,6 +16,7 @@ import torch
 from pca_nb.datasets import load_data
 from pca_nb.distill import synthesise
 from pca_nb.files import encode_images
+from pca_nb.label_plan import LabelPlan
 from pca_nb.label_store import fkd_bytes, write_labels
 from pca_nb.machine import environment_info, pick_device
 from pca_nb.models import make_model
@@ -71,7 +72,7 @@ def relabel(stages, small, cfg, teacher):
     recipe = replace(cfg.recipe, epochs=5)
     with tempfile.TemporaryDirectory() as folder:
         labels = TeacherLabels(teacher)
-        spent, _ = seconds(write_labels, Path(folder)/'labels', small, recipe, labels, 0, device=CPU)
+        spent, _ = seconds(write_labels, Path(folder)/'labels', LabelPlan(small, recipe), labels, device=CPU)
     stages.add('SRe2L', 'relabel', spent, 5, cfg.recipe.epochs, kept=fkd_bytes(len(small)*cfg.recipe.epochs, 10))
 
 
