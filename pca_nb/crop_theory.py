@@ -68,7 +68,7 @@ def read_entropy(
     what:str,   # 'crops', 'twice', 'theorem', 'exists', 'sets' or 'speed'
     **where,    # other columns and their value: `data='cifar10', net='own', ipc=50`
 ) -> pd.DataFrame: # the rows, without columns that they do not have; of subsets by a score, `random` is in each
-    "Stored measurements of `tools/entropy.py`."
+    "Stored measurements of `nbs/results/make/t13_crop_entropy.py`."
     t = pd.read_json(Path(folder)/'entropy.jsonl', lines=True)
     known = {c:set(t[c].dropna()) if c in t else set() for c in ('what', *where)}
     for c,v in dict(what=what, **where).items():
