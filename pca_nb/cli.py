@@ -114,9 +114,10 @@ def benchmark_command(
     for r in recipes: say_ensemble(r, 1)
     store, runs = ResultStore(rows) if rows else job.store, job.runs
     cfgs = [c for _,c in runs]
-    frame = run_announced(cfgs, store, home, workers, tuple(job.known.values()), job.sources, device)
+    known = job.data.n_classes, job.data.n_full
+    frame = run_announced(cfgs, store, home, workers, known, job.data.sources, device)
     first = cfgs[0]
-    show(format_table(summary(label_rows(runs, store))), f'{job.name}, {recipe}, {first.arch} at {first.size} px')
+    show(format_table(summary(label_rows(runs, store))), f'{job.data.name}, {recipe}, {first.arch} at {first.size} px')
     say_cost_of_sets(frame)
     out.print(f'rows: {store.path.resolve()}')
 
