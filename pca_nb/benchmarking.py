@@ -16,13 +16,13 @@ from .imageset import ImageSet, content_hash
 from .files import save_npz
 from .datasets import DATASETS, load_data
 from .recipes import RECIPES
-from .protocols import N_TRAIN
+from .protocols import N_TRAIN, protocol_for
 from .methods import METHODS
 from .runs import run_cfg
 from .result_store import ResultStore
 from .grid import process_pool, run_grid
 from .workload import Workload, grid_workload
-from .defaults import default_arch
+from .defaults import default_arch, warn_if_slow
 
 # %% ../nbs/app/54_benchmarking.ipynb #189b4101
 @dataclass(frozen=True)
@@ -97,8 +97,9 @@ class BenchmarkPlan:
         self.home = Path(self.home or runs_dir())
         check_writable(self.home/'x')
         self.data = find_data(self.full, self.test, self.size, self.home)
-        own = self.data.own
+        own, size = self.data.own, self.data.size or DATASETS[self.data.name].size
         if own is not None: self.arch = self.arch or default_arch(own, self.device)
+        warn_if_slow(self.arch or protocol_for(self.data.name, size).arch, size, self.device)
 
 # %% ../nbs/app/54_benchmarking.ipynb #93abb709
 @dataclass

@@ -25,7 +25,7 @@ from .stored_labels import StoredLabels
 from .protocols import protocol_for
 from .result_store import ResultStore
 from .workload import Workload, steps_of
-from .defaults import as_teachers, default_arch, default_recipe, default_scoring, label_source
+from .defaults import as_teachers, default_arch, default_recipe, default_scoring, label_source, warn_if_slow
 
 # %% ../nbs/app/53_evaluation.ipynb #13c48d8a
 def check_teachers_fit(
@@ -41,7 +41,7 @@ def check_teachers_fit(
         fix = "leave the teacher out, or take recipe='soft'"
         raise Refused(f'recipe={recipe!r} learns from hard labels', fix)
 
-# %% ../nbs/app/53_evaluation.ipynb #b9f05dbc
+# %% ../nbs/app/53_evaluation.ipynb #db2725f6
 @dataclass
 class EvaluationPlan:
     "Trainings on one set that differ in their seed: everything they need, checked before any work."
@@ -63,6 +63,7 @@ class EvaluationPlan:
         self.test = match_classes(self.test, self.data)
         if self.test.grid>1: raise Refused(f'{self.test!r} holds composites', 'test on whole images')
         self.arch = self.arch or default_arch(self.data, self.device)
+        warn_if_slow(self.arch, self.data.size[0], self.device)
         self.cfg = default_recipe(self.data, self.recipe, self.epochs)
         self.labels = label_source(self.data, self.teachers, self.test, self.arch, self.least)
         self.labels.check(self.data, self.cfg)
