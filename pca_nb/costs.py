@@ -21,7 +21,7 @@ from .files import check_empty_folder
 from .models import make_model
 from .recipes import HARD, OPTIMIZERS, SOFT, SoftRecipe
 from .validate import autocast, best_memory_format
-from .train import LabelSource, param_groups
+from .objective import LabelSource, param_groups
 from .teachers import Teacher, TeacherLabels
 from .label_plan import LabelPlan
 from .label_store import label_batch, write_labels

@@ -18,7 +18,8 @@ from .imageset import ImageSet, content_hash, match_classes
 from .files import check_empty_folder
 from .models import make_model
 from .recipes import RECIPES, Recipe
-from .train import LabelSource, train
+from .objective import LabelSource
+from .train import train
 from .teachers import Teacher, TeacherCfg, TeacherLabels, make_teacher
 from .label_plan import LabelPlan, LabelStoreCfg
 from .label_store import write_labels
