@@ -138,10 +138,13 @@ def test_no_function_is_long():
 
 
 def test_no_cell_is_long():
+    "40 lines, or one class whose methods are short."
     for p in (root/'nbs').rglob('*.ipynb'):
         if '.ipynb_checkpoints' in str(p): continue
         for c in json.loads(p.read_text(encoding='utf-8'))['cells']:
-            if c['cell_type'] == 'code': assert len(c['source']) <= 40, f"{p.name}, cell {c['id']}: two ideas?"
+            one_class = ''.join(c['source']).count('\nclass ') == 1
+            if c['cell_type'] == 'code':
+                assert len(c['source']) <= (80 if one_class else 40), f"{p.name}, cell {c['id']}: two ideas?"
 
 
 def test_nothing_exported_needs_a_development_package():
