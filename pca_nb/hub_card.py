@@ -75,7 +75,7 @@ def _tags(splits, about):
 
 def _title(splits, about): return str(about.get('title') or splits[0].set.name or 'Labelled images')
 
-# %% ../nbs/library/08d_hub_card.ipynb #8d000010
+# %% ../nbs/library/08d_hub_card.ipynb #8d000011
 def _yaml_features(split):
     "Return the types of the columns as a card states them."
     names = {str(i):name for i,name in enumerate(split.set.classes)}
@@ -102,7 +102,7 @@ def front_matter(
                  configs=[dict(config_name='default', data_files=files)], dataset_info=_dataset_info(splits))
     return license+yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=1000)
 
-# %% ../nbs/library/08d_hub_card.ipynb #8d000015
+# %% ../nbs/library/08d_hub_card.ipynb #8d000016
 def _md(text):
     "Return a text from outside as one line of Markdown that says just that."
     return re.sub(r'([\\`*_\[\]|#~])', r'\\\1', html.escape(printable(text), quote=False))
@@ -117,23 +117,32 @@ def _range(counts):
     high = int(counts.max())
     return f'{low}' if low==high else f'{low} to {high}'
 
+def _cells(grid, h, w):
+    "Return how many images are in one, and of which size if all have the same."
+    if grid==1: return 'one'
+    return f'{grid}×{grid}'+('' if h%grid or w%grid else f', each {w//grid}×{h//grid}')
+
 def _contents(splits):
     "Return one line per split: how many images, of which size, and how many are in each."
-    def row(p):
-        h,w = p.set.size
-        cells = f'{p.set.grid}×{p.set.grid}' if p.set.grid>1 else 'plain'
-        return p.name, len(p.set), _range(p.set.counts), f'{w}×{h}', cells
     head = ['split', 'images', 'per class', 'pixels (width × height)', 'images in each']
-    return _table(head, [row(p) for p in splits])
+    rows = []
+    for p in splits:
+        h,w = p.set.size
+        rows.append((p.name, len(p.set), _range(p.set.counts), f'{w}×{h}', _cells(p.set.grid, h, w)))
+    return _table(head, rows)
 
-# %% ../nbs/library/08d_hub_card.ipynb #8d000018
+# %% ../nbs/library/08d_hub_card.ipynb #8d000019
 CUT_CELLS = '''
 def cells(composite, grid):
     "Return the images of a composite, row by row, enlarged to its size."
-    def edges(n): return [n//grid*k + min(k, n%grid) for k in range(grid+1)]
-    x, y = edges(composite.width), edges(composite.height)
-    boxes = [(x[j], y[i], x[j+1], y[i+1]) for i in range(grid) for j in range(grid)]
-    return [composite.crop(box).resize(composite.size, 2) for box in boxes]  # 2: bilinear
+    def edges(n):
+        return [n//grid*k + min(k, n%grid) for k in range(grid+1)]
+    x = edges(composite.width)
+    y = edges(composite.height)
+    places = [(i, j) for i in range(grid) for j in range(grid)]
+    boxes = [(x[j], y[i], x[j+1], y[i+1]) for i, j in places]
+    cut = [composite.crop(box) for box in boxes]
+    return [cell.resize(composite.size, 2) for cell in cut]  # 2 is bilinear
 '''.strip()
 
 def _composites(splits):
@@ -153,7 +162,7 @@ Where the grid does not divide the side, the first cells are one pixel larger.
 """
     return f'{words}{CUT_CELLS}\n```\n'
 
-# %% ../nbs/library/08d_hub_card.ipynb #8d00001b
+# %% ../nbs/library/08d_hub_card.ipynb #8d00001d
 def _columns(splits):
     "Return what the columns mean."
     lines = ['## Columns', '', '- `image`: the pixels',
@@ -170,7 +179,9 @@ def _how_made(splits, about, fmt):
              'standard deviation per channel':', '.join(f'{v:.4g}' for v in std)}
     told = {key:value for key,value in about.items() if key not in ABOUT}
     todo = '' if 'method' in told else 'TODO: say how these images were chosen or made.\n\n'
-    return f"## How it was made\n\n{todo}{_table(['', ''], (source|told|known).items())}\n"
+    which = f'This is about split {splits[0].name}.\n\n' if len(splits)>1 else ''
+    table = _table(['what', 'how'], (source|told|known).items())
+    return f"## How it was made\n\n{which}{todo}{table}\n"
 
 def _rights(about):
     "Return the licence, or what is to be done about it, and the citation."
@@ -180,13 +191,11 @@ def _rights(about):
     if 'citation' in about: text += f"\n## Citation\n\n```bibtex\n{about['citation'].replace('```', '')}\n```\n"
     return text
 
-# %% ../nbs/library/08d_hub_card.ipynb #8d00001c
-def _summary(splits, about):
+# %% ../nbs/library/08d_hub_card.ipynb #8d00001f
+def _summary(splits):
     "Return one sentence about the set."
     n = sum(len(p.set) for p in splits)
-    names = ' and '.join(p.name for p in splits) if len(splits)<3 else f'{len(splits)} parts'
-    made = f", made by {about['method']}" if 'method' in about else ''
-    return f"{n:,} images of {splits[0].set.n_classes} classes ({names}){made}."
+    return f"{n:,} images of {splits[0].set.n_classes} classes ({', '.join(p.name for p in splits)})."
 
 def card_text(
     splits:list, # of `HubSplit`s
@@ -203,11 +212,11 @@ images = load_dataset("path/to/this/folder", split="{first}")
 images[0]["image"], images.features["label"].int2str(images[0]["label"])
 ```
 """
-    parts = [f"# {_md(_title(splits, about))}\n\n{_md(_summary(splits, about))}\n\n{_contents(splits)}\n",
+    parts = [f"# {_md(_title(splits, about))}\n\n{_md(_summary(splits))}\n\n{_contents(splits)}\n",
              _composites(splits), _columns(splits), use, _how_made(splits, about, fmt), _rights(about)]
     return '\n'.join(part for part in parts if part)
 
-# %% ../nbs/library/08d_hub_card.ipynb #8d000020
+# %% ../nbs/library/08d_hub_card.ipynb #8d000024
 _CR = ('citeAs column equivalentProperty extract field fileObject fileProperty fileSet format includes isLiveDataset '
        'jsonPath key md5 parentField path recordSet references regex repeated replace samplingRate separator source '
        'subField transform').split()
@@ -229,7 +238,7 @@ def _distribution(splits):
     return [*shards, {'@type':'cr:FileSet', '@id':'shards', 'name':'shards', 'encodingFormat':_PARQUET,
                       'includes':'data/*.parquet'}]
 
-# %% ../nbs/library/08d_hub_card.ipynb #8d000021
+# %% ../nbs/library/08d_hub_card.ipynb #8d000026
 def _lookup_table(table, kind, **columns):
     "Return a record set that holds its rows: columns are name=(type, values)."
     fields = [{'@type':'cr:Field', '@id':f'{table}/{c}', 'name':c, 'dataType':t} for c,(t,_) in columns.items()]
@@ -259,7 +268,7 @@ def _image_records(splits):
                              repeated=True))
     return {'@type':'cr:RecordSet', '@id':'default', 'name':'default', 'field':fields}
 
-# %% ../nbs/library/08d_hub_card.ipynb #8d000022
+# %% ../nbs/library/08d_hub_card.ipynb #8d000028
 def croissant(
     splits:list, # of `HubSplit`s
     about:dict,  # what the publisher says
@@ -267,7 +276,7 @@ def croissant(
     "Return Croissant metadata (Akhtar et al. 2024, 2403.19546)."
     classes = splits[0].set.classes
     told = '; '.join(f'{key}: {value}' for key,value in about.items() if key not in ABOUT)
-    summary = _summary(splits, about)+(f' {told}.' if told else '')
+    summary = _summary(splits)+(f' How {splits[0].name} was made: {told}.' if told else '')
     known = dict(license='license', citation='citeAs', url='url', date='datePublished')
     optional = {theirs:str(about[ours]) for ours,theirs in known.items() if ours in about}
     return {'@context':_CONTEXT, '@type':'sc:Dataset', 'name':printable(_title(splits, about)),

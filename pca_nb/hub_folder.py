@@ -35,7 +35,7 @@ def named_splits(
             raise Refused(f"the classes of split {split} are not those of split {first}", fix="use `match_classes`")
     return splits
 
-# %% ../nbs/library/08d_hub_folder.ipynb #8e00000c
+# %% ../nbs/library/08d_hub_folder.ipynb #8e00000d
 SHARD_BYTES = 500_000_000     # of encoded images per file, as `datasets` cuts
 ROW_GROUP_BYTES = 100_000_000 # the viewer reads a file in such pieces
 
@@ -55,7 +55,7 @@ def _cut_shards(s, fmt, shard_bytes):
             held += len(data)
     yield start, shard
 
-# %% ../nbs/library/08d_hub_folder.ipynb #8e00000f
+# %% ../nbs/library/08d_hub_folder.ipynb #8e000010
 def _features(s, soft):
     "Return the types of the columns in the words of `datasets`."
     probs = dict(feature=dict(dtype='float32', _type='Value'), _type='Sequence')
@@ -76,7 +76,7 @@ def _shard_table(s, start, encoded, fmt, soft):
     about = dict(huggingface=json.dumps(dict(info=dict(features=_features(s, soft)))), pca_nb=json.dumps(_meta(s)))
     return pa.table(columns).replace_schema_metadata(about)
 
-# %% ../nbs/library/08d_hub_folder.ipynb #8e000012
+# %% ../nbs/library/08d_hub_folder.ipynb #8e000013
 def _name_shards(folder, name, written):
     "Rename files to numbers out of how many; return their `Shard`s."
     shards = []
@@ -108,7 +108,7 @@ def write_split(
         num_bytes += table.nbytes
     return HubSplit(name, s, _name_shards(folder, name, written), num_bytes, soft)
 
-# %% ../nbs/library/08d_hub_folder.ipynb #8e000015
+# %% ../nbs/library/08d_hub_folder.ipynb #8e000017
 @contextmanager
 def _complete_folder(path):
     "Give a folder beside `path` to be filled; rename it to `path` if nothing went wrong."
@@ -124,7 +124,7 @@ def _complete_folder(path):
         raise OSError(e.errno, words) from e
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
-# %% ../nbs/library/08d_hub_folder.ipynb #8e000016
+# %% ../nbs/library/08d_hub_folder.ipynb #8e000019
 def save_hub_folder(
     sets,          # an `ImageSet`, which becomes the split train; or {split: ImageSet}, of the same classes
     path,          # folder that does not exist yet, or is empty
