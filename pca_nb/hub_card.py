@@ -186,7 +186,7 @@ def _how_made(splits, about, fmt):
 def _rights(about):
     "Return the licence, or what is to be done about it, and the citation."
     todo = 'TODO: this depends on the licence of the source images; nobody but you can choose it. ' \
-           'Write it here and in the first line of this file.'
+           'Write it here and at the top of this file.'
     text = f"## License\n\n{_md(about['license']) if 'license' in about else todo}\n"
     if 'citation' in about: text += f"\n## Citation\n\n```bibtex\n{about['citation'].replace('```', '')}\n```\n"
     return text
