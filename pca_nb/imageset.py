@@ -6,12 +6,14 @@
 __all__ = ['IMAGENET_STATS', 'ImageSet', 'match_classes', 'content_hash']
 
 # %% ../nbs/library/05_imageset.ipynb #8e450273
+import re
 from dataclasses import dataclass, replace
 from hashlib import sha1
 
 import torch
 from torch import Tensor
 from .core import Refused
+from .progress import say
 
 # %% ../nbs/library/05_imageset.ipynb #76710c92
 def _check_images(s):
@@ -102,17 +104,53 @@ class ImageSet:
     def counts(self) -> Tensor: return self.labels.bincount(minlength=self.n_classes) # (C,) images per class
     def __repr__(self): return _describe(self)
 
+# %% ../nbs/library/05_imageset.ipynb #05a00013
+def _class_order(classes):
+    "Return the positions of classes as they count: by number if their names are one word and a number."
+    parts = [re.fullmatch(r'(.*?)([0-9]+)', c) for c in classes]
+    positions = list(range(len(classes)))
+    if not all(parts) or len({p[1] for p in parts})>1: return positions
+    return sorted(positions, key=lambda i: int(parts[i][2]))
+
+# %% ../nbs/library/05_imageset.ipynb #05a00015
+def _pair_by_order(test, train):
+    "Return the training label of every test class, by position; refuse what cannot be, and say what was done."
+    if test.n_classes!=train.n_classes:
+        raise Refused(f"{test.n_classes} test classes cannot be matched by order with {train.n_classes}",
+                      fix="give sets of the same classes")
+    ours = _class_order(train.classes)
+    theirs = _class_order(test.classes)
+    pairs = [(train.classes[i], test.classes[j]) for i,j in zip(ours, theirs)]
+    crossed = [pair for pair in pairs if pair[0]!=pair[1] and (pair[0] in test.classes or pair[1] in train.classes)]
+    if crossed:
+        raise Refused(f"by order {crossed[0][0]} would be {crossed[0][1]}, but both sets share names",
+                      fix="match them by name")
+    first = ', '.join(f'{a} is {b}' for a,b in pairs[:3])
+    say(f"classes are matched by their ORDER, not by name: {first}{', …' if len(pairs)>3 else ''}")
+    label = dict(zip(theirs, ours))
+    return [label[j] for j in range(test.n_classes)]
+
+# %% ../nbs/library/05_imageset.ipynb #05a00016
+def _pair_by_name(test, train):
+    "Return the training label of every test class, or refuse names that the network never saw."
+    unknown = sorted(set(test.classes)-set(train.classes))
+    if not unknown: return [train.classes.index(c) for c in test.classes]
+    fix = "use the same names"
+    if test.n_classes==train.n_classes==len(unknown):
+        fix += ", or say match='order' (--match order) if both have the same classes in the same order"
+    raise Refused(f"test classes {', '.join(unknown[:5])} are not among the training classes "
+                  f"{', '.join(train.classes[:10])}", fix)
+
 # %% ../nbs/library/05_imageset.ipynb #2c855c0b
 def match_classes(
     test:ImageSet,  # images to evaluate on
     train:ImageSet, # images the network learns from
+    match:str='name', # 'name', or 'order': by position, if the names differ
 ) -> ImageSet:      # `test`, its labels in `train`'s order
-    "Renumber the labels of a test set by class name."
-    unknown = sorted(set(test.classes)-set(train.classes))
-    if unknown:
-        raise Refused(f"test classes {', '.join(unknown[:5])} are not among the training classes "
-                      f"{', '.join(train.classes[:10])}", fix="use the same names")
-    new_label = torch.tensor([train.classes.index(c) for c in test.classes])
+    "Renumber the labels of a test set as the training set's are."
+    if match not in ('name','order'): raise Refused(f"match={match!r}", fix="choose one of name, order")
+    by_order = match=='order' and set(test.classes)!=set(train.classes)
+    new_label = torch.tensor((_pair_by_order if by_order else _pair_by_name)(test, train))
     return replace(test, labels=new_label[test.labels], classes=train.classes, stats=train.stats, soft=None)
 
 # %% ../nbs/library/05_imageset.ipynb #b15f08d2
