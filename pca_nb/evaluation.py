@@ -13,12 +13,13 @@ import pandas as pd
 from .core import Refused, config_hash, lookup, to_jsonable
 from .storage import check_writable
 from .machine import environment_info, pick_device
-from .imageset import ImageSet, content_hash, match_classes
+from .imageset import ImageSet, content_hash, match_classes, rename_by_order
 from .files import check_empty_folder
 from .models import make_model
 from .recipes import RECIPES
 from .train import LabelSource, train
-from .teachers import Teacher, TeacherCfg, TeacherLabels, make_teacher
+from .teachers import check_teacher, Teacher, TeacherCfg, TeacherLabels, make_teacher
+from .given_labels import GivenLabels
 from .label_store import LabelStoreCfg, write_labels
 from .stored_labels import StoredLabels
 from .protocols import protocol_for
@@ -32,30 +33,39 @@ class Evaluation:
     "Trainings on one set that differ in their seed: everything they need, checked before any work."
     data:ImageSet       # what is learned from: what `compress` returned, or any labelled images
     test:ImageSet       # whole images that it is measured on
-    recipe:str='hard'   # a key of `RECIPES`
+    recipe:str='hard'   # a key of `RECIPES`; 'soft-given': the soft labels that came with the set
     teachers:object=()  # soft recipes: `Teacher`s, files, or stored labels
     arch:str=''         # a key of `MODELS`; '' = `default_arch`
     epochs:int=0        # passes over the set; 0 = by the data's protocol
     least:float=0.      # top-1 that a teacher must reach, percent; 0 = twice chance
     device:object=None  # `None`: `pick_device`
     home:object=None    # folder for rows and checkpoints; `None`: neither is kept
+    match:str='name'    # how test classes are matched: by 'name' or by 'order', see `match_classes`
     labels:LabelSource|None=field(default=None, init=False) # where labels come from
 
     def __post_init__(self):
-        soft = lookup(RECIPES, self.recipe, 'recipe').soft
+        recipe = lookup(RECIPES, self.recipe, 'recipe')
+        soft = recipe.soft and not recipe.given
         given = self.teachers not in ('', (), [])
+        if given and recipe.given:
+            raise Refused(f'recipe={self.recipe!r} learns from the labels of the set',
+                          "leave the teacher out, or take recipe='soft'")
         if soft and not given:
             raise Refused(f'recipe={self.recipe!r} learns from a teacher', 'give one with `teachers` (--teacher)')
         if given and not soft:
             fix = "leave the teacher out, or take recipe='soft'"
             raise Refused(f'recipe={self.recipe!r} learns from hard labels', fix)
         pick_device(self.device)
+        if self.match=='order': self.data = rename_by_order(self.data, self.test)
         self.test = match_classes(self.test, self.data)
         if self.test.grid>1: raise Refused(f'{self.test!r} holds composites', 'test on whole images')
         self.arch = self.arch or default_arch(self.data, self.device)
         self.cfg = default_recipe(self.data, self.recipe, self.epochs)
-        self.labels = label_source(self.data, self.teachers, self.test, self.arch, self.least)
+        sources = self.data, self.teachers, self.test, self.arch, self.least
+        self.labels = GivenLabels(self.data) if recipe.given else label_source(*sources)
         self.labels.check(self.data, self.cfg)
+        if self.match=='order' and self.data.grid==1: # a teacher knows whether the order is right
+            for t in getattr(self.labels, 'teachers', ()): check_teacher(t, self.data, least=0.)
     def workload(self, seeds:int) -> Workload:
         "Return what has to be trained: one network per seed that has no row."
         return Workload((steps_of(self.cfg, len(self.data)),)*sum(self.row(s) is None for s in range(seeds)))
@@ -92,7 +102,7 @@ def evaluate(
     recipe:str='hard', # a key of `RECIPES`
     teachers=(),       # soft recipes: `Teacher`s, files, or stored labels
     home=None,         # folder for rows and checkpoints: what is finished is read, what was interrupted goes on
-    **options,         # further fields of `Evaluation`: arch, epochs, least, device
+    **options,         # further fields of `Evaluation`: arch, epochs, least, device, match
 ) -> pd.DataFrame:     # one row per seed: top1 and top5 in percent (higher is better), nll in nats (lower is better)
     "Train on a set from scratch, once per seed, and measure on test images."
     job = Evaluation(data, test, recipe, teachers, home=home, **options)

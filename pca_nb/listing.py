@@ -113,6 +113,8 @@ class ReadOptions:
     image_column:str=''      # column of a table that holds the images; '': the one that does
     label_column:str=''      # column of a table that holds the labels; '': the one that does
     skip_damaged:bool=False  # leave out images that cannot be decoded, instead of refusing
+    stats:tuple|None=None    # ((3) mean, (3) std) that float pixels in a file of tensors were normalised with
+    zca:object=None          # what they were whitened with: (mean, matrix), or a file that holds them
 
 # %% ../nbs/library/06a_listing.ipynb #6a000013
 @dataclass(eq=False)
