@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from .core import Refused
 from .listing import Listing, pick_split, ReadOptions, split_in
@@ -166,12 +167,13 @@ def _labels_of(found, path):
 def _names(found, labels, soft, path):
     "Return the names of the classes: the file's, or their numbers."
     if found.classes: return found.classes
-    n = int(labels.max())+1 if soft is None else soft.shape[1]
-    gaps = set(range(n))-set(labels.tolist()) if soft is None else ()
-    if gaps:
-        raise Refused(f"{path}: labels reach {n-1}, but no image has label {min(gaps)}",
+    if soft is not None: return tuple(map(str, range(soft.shape[1])))
+    present = labels.unique()
+    gaps = (present!=torch.arange(len(present))).nonzero()
+    if len(gaps):
+        raise Refused(f"{path}: labels reach {present[-1]}, but no image has label {gaps[0].item()}",
                       fix="number the classes 0..C-1 without gaps")
-    return tuple(map(str, range(n)))
+    return tuple(map(str, range(len(present))))
 
 # %% ../nbs/library/08d_tensor_files.ipynb #8d000017
 def list_tensor_file(

@@ -15,11 +15,18 @@ from .core import Refused
 from .listing import ReadOptions
 
 # %% ../nbs/library/08c_tensors.ipynb #8c000008
-def _number_types():
-    "Return what numpy makes a single number of: its constructor, under its old name too, and its types."
-    make = np.float64(0).__reduce__()[0]
-    kinds = {type(np.dtype(kind)) for kind in 'bBhHiIlLqQefd?'}
-    return [np.dtype, make, (make, 'numpy.core.multiarray.scalar'), *kinds]
+class _NumberType:
+    "Stand in for `numpy.dtype` in a pickle: a type of numbers, and of nothing else."
+    def __init__(self, code, *_):
+        if not re.fullmatch('[iuf][1248]|b1', code): raise ValueError(f"{code!r} is no type of numbers")
+        self.code = code
+        self.order = '='
+    def __setstate__(self, state): self.order = {'<':'<', '>':'>', '|':'|'}[state[1]] # of its bytes
+
+def _number(kind, data): return np.frombuffer(data, kind.order+kind.code).item()
+
+_NUMBERS = [(_NumberType, 'numpy.dtype'), (_number, 'numpy._core.multiarray.scalar'),
+            (_number, 'numpy.core.multiarray.scalar')] # the last before numpy 2
 
 # %% ../nbs/library/08c_tensors.ipynb #8c00000a
 _SAVE = "save tensors: torch.save((images, labels), …)"
@@ -38,7 +45,7 @@ def load_tensors(
     "Load tensors and plain values; nothing in the file is executed."
     try:
         mapped = _is_archive(path) # then pixels stay on the disk until they are used
-        with torch.serialization.safe_globals(_number_types()):
+        with torch.serialization.safe_globals(_NUMBERS):
             return torch.load(path, map_location='cpu', weights_only=True, mmap=mapped)
     except (MemoryError, Refused): raise
     except Exception as e: # a damaged file fails in many ways
