@@ -11,6 +11,7 @@ SLOW := lab notebooks docs tutorials faults processes cli bench
 	$(PYTHON) -m venv .venv
 	$(V)/python -m pip install -q -e '.[dev]'
 	$(V)/python -m pip install -q --no-deps rethinkdc==0.3.2   # its reader is a test's oracle; its wandb and torchaudio are not needed
+	$(V)/python -m pip install -q --no-deps ddranking==0.2.0 timm==1.0.31   # its evaluator is a test's oracle; its numpy<2 is not needed
 	touch $@
 
 demo: .venv/ok            ## the main job on the embedded digits: table, and one HTML page in _runs/

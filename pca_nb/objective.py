@@ -33,7 +33,7 @@ class LabelSource:
         "Refuse what cannot go together, before any work."
         if recipe.soft:
             raise Refused(f"the recipe's loss {recipe.loss!r} needs a teacher",
-                          "give labels, such as `TeacherLabels`, or use a hard recipe")
+                          "give labels, such as `TeacherLabels` or `GivenLabels`, or use a hard recipe")
     def order(self, data, recipe, seed, epoch) -> list:
         "Return the images of every step of an epoch, (b,) int64 each."
         return list(torch.randperm(len(data), generator=generator(seed, 'order', epoch)).split(recipe.batch))
