@@ -120,6 +120,7 @@ class ReadOptions:
     resident:bool|None=None  # decode all at once? `None`: if the pixels fit in `MAX_RESIDENT_BYTES`
     image_column:str=''      # column of a table that holds the images; '': the one that does
     label_column:str=''      # column of a table that holds the labels; '': the one that does
+    config:str=''            # configuration of a dataset card, where it has several; '': its default
     skip_damaged:bool=False  # leave out images that cannot be decoded, instead of refusing
 
 # %% ../nbs/library/06a_listing.ipynb #6a000013
