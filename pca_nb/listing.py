@@ -112,6 +112,7 @@ class ReadOptions:
     resident:bool|None=None  # decode all at once? `None`: if the pixels fit in `MAX_RESIDENT_BYTES`
     image_column:str=''      # column of a table that holds the images; '': the one that does
     label_column:str=''      # column of a table that holds the labels; '': the one that does
+    config:str=''            # configuration of a dataset card, where it has several; '': its default
     skip_damaged:bool=False  # leave out images that cannot be decoded, instead of refusing
     stats:tuple|None=None    # ((3) mean, (3) std) that float pixels in a file of tensors were normalised with
     zca:object=None          # what they were whitened with: (mean, matrix), or a file that holds them
