@@ -85,6 +85,7 @@ def _jpeg(src):
 # %% ../nbs/library/06_decode.ipynb #06a00009
 def _what_is_wrong(src, error):
     "Return in words why a file cannot be read."
+    if hasattr(src, 'read'): return str(error) # it could not be fetched
     if isinstance(src, bytes): n = len(src)
     elif Path(src).exists(): n = Path(src).stat().st_size
     else: return 'no such file'
@@ -190,8 +191,9 @@ def check_headers(
 ):
     "Refuse files that are no images, by name; pixels are not decoded."
     def look(i):
-        src = load_source(lazy.sources[i])
+        src = lazy.sources[i]
         try:
+            src = load_source(src)
             with _open(src): pass
         except _UNREADABLE as e:
             raise Refused(f"{lazy.name(i)}: {_what_is_wrong(src, e)}", fix="repair or remove it") from e
