@@ -8,7 +8,7 @@ __all__ = ['MAX_MEMBER_BYTES', 'MAX_RATIO', 'SMALL_MEMBER', 'TarMember', 'ZipMem
 
 # %% ../nbs/library/08b_archives.ipynb #8b000003
 import os, stat, struct, zipfile, zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .core import Refused
@@ -162,7 +162,8 @@ def _check_empty_classes(path, listing, names):
     below = [name.removeprefix(home) for name in names if name.startswith(home)]
     folders = {name.split('/')[0] for name in below if '/' in name}
     empty = sorted(f for f in folders-set(listing.classes) if kind_of_file(f)!='left behind')
-    if empty: raise Refused(f"{path}: no images in class {', '.join(map(repr, empty[:5]))}", fix="remove the folder or fill it")
+    if not empty: return
+    raise Refused(f"{path}: no images in class {', '.join(map(repr, empty[:5]))}", fix="remove the folder or fill it")
 
 def _list_class_folders(path, members, folders, options):
     "List the class folders among the members of an archive."
