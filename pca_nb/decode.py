@@ -56,7 +56,8 @@ def center_crop_resize(
     return out if out.dtype==torch.uint8 else out.round().to(torch.uint8)
 
 # %% ../nbs/library/06_decode.ipynb #f879ccc1
-_UNREADABLE = OSError, SyntaxError, ValueError, Image.DecompressionBombError # what Pillow says of bad files
+_UNREADABLE = ( # what Pillow says of bad files; RuntimeError of an AVIF
+    OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
 MAX_JPEG_BYTES = 2**28 # bytes; a JPEG file above this is not read whole
 try: from torchvision.io import ImageReadMode, decode_jpeg
 except ImportError: decode_jpeg = None # torchvision 0.29 announces that it will go; Pillow then does the same, slower

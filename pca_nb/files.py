@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ENCODERS', 'MANIFEST', 'IMAGES', 'SOFT', 'encode_image', 'encode_images', 'class_folder_names',
-           'check_empty_folder', 'save_folder', 'name_file_in_errors', 'is_export', 'list_export',
-           'read_folder', 'save_npz', 'is_npz', 'list_npz', 'load_npz']
+           'check_empty_folder', 'save_folder', 'name_file_in_errors', 'check_inside', 'is_export',
+           'list_export', 'read_folder', 'save_npz', 'is_npz', 'list_npz', 'load_npz']
 
 # %% ../nbs/library/07_files.ipynb #1336180d
-import io, json, os, shutil
+import io, json, os, re, shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,16 +43,23 @@ def encode_images(
 ) -> list:         # N files' bytes
     "Encode all images as files' bytes, in threads."
     lookup(ENCODERS, fmt, 'image format')
-    def encode(i): return encode_image(s.images[i:i+1][0], fmt)
-    return list(thread_pool().map(encode, range(len(s))))
+    encoded = []
+    for start in range(0, len(s), 256): # not image by image in the threads: on demand they would wait for themselves
+        images = s.images[start:start+256]
+        encoded += thread_pool().map(encode_image, images, [fmt]*len(images))
+    return encoded
 
 # %% ../nbs/library/07_files.ipynb #94bc986e
+def _check_folder_names(classes, place=''):
+    "Refuse names of classes that lead out of their folder or hide in it."
+    odd = [c for c in classes if not c or c.startswith('.') or set(c)&set('/\\\0')]
+    if odd: raise Refused(f"{place}class {odd[0]!r} cannot be a folder's name", fix="rename it")
+
 def class_folder_names(
     s:ImageSet, # any set
 ) -> list:      # C names
     "Return folder names that sort in label order."
-    odd = [c for c in s.classes if not c or c.startswith('.') or set(c)&set('/\\\0')]
-    if odd: raise Refused(f"class {odd[0]!r} cannot be a folder's name", fix="rename it")
+    _check_folder_names(s.classes)
     if list(s.classes)==sorted(s.classes): return list(s.classes)
     width = len(str(s.n_classes-1))
     return [f"{i:0{width}d}_{c}" for i,c in enumerate(s.classes)]
@@ -125,6 +132,17 @@ def name_file_in_errors(
         problem = f'{e} is missing' if isinstance(e, KeyError) else e
         raise Refused(f"{path}: {problem}", fix="repair it or write it again") from e
 
+# %% ../nbs/library/07_files.ipynb #07b00002
+def check_inside(
+    place,    # the folder or archive, for messages
+    path:str, # a path in it that somebody else wrote
+):
+    "Refuse a path that is absolute or leads out of its folder."
+    parts = re.split(r'[/\\]', path)
+    absolute = parts[0]=='' or re.fullmatch('[A-Za-z]:', parts[0])
+    if absolute or '..' in parts or '\0' in path:
+        raise Refused(f"{place}: {path!r} leads out of it", fix="remove it or write the set again")
+
 # %% ../nbs/library/07_files.ipynb #c9264216
 def _stats(meta): return tuple(map(tuple, meta['stats'])) if 'stats' in meta else IMAGENET_STATS
 
@@ -150,6 +168,8 @@ def list_export(
     root = _exported_root(Path(path))
     with name_file_in_errors(root):
         m = json.loads((root/MANIFEST).read_text())
+        _check_folder_names(m['classes'], f'{root}: ')
+        for f in m['files']: check_inside(root, f)
         gone = [f for f in m['files'] if not (root/f).exists()]
         if gone:
             raise Refused(f"{root}: {gone[0]} is listed in {MANIFEST} but missing ({len(gone)} such files)",

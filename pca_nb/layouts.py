@@ -19,6 +19,10 @@ from .parquet import is_parquet, list_parquet
 from .image_lists import (
     is_image_list, is_imagenet, is_tiny_imagenet, list_image_list, list_imagenet, list_tiny_imagenet)
 from .cifar_files import is_cifar, list_cifar
+from .archives import is_zip, list_zip
+from .tensor_files import is_tensor_file, is_tensor_folder, list_tensor_file, list_tensor_folder
+from .shards import is_webdataset
+from .webdataset import list_webdataset
 
 # %% ../nbs/library/08z_layouts.ipynb #8f000006
 @dataclass(frozen=True)
@@ -49,6 +53,15 @@ LAYOUTS = { # name -> Layout, tried in this order
     'parquet': Layout(
         is_parquet, list_parquet, 'pets.parquet, hf/README.md, hf/data/train-00000-of-00002.parquet',
         'bytes or paths in one column, numbers or words in another; splits by the card or by names'),
+    'zip of class folders': Layout(
+        is_zip, list_zip, 'pets.zip', 'as class folders, without unpacking'),
+    'WebDataset, or a tar of class folders': Layout(
+        is_webdataset, list_webdataset, 'pets.tar, shards/train-000000.tar',
+        'by offsets in the archive; a label beside each image, or class folders'),
+    'file of tensors': Layout(
+        is_tensor_file, list_tensor_file, 'set.pt', 'pixels and labels, also soft ones, without unpickling objects'),
+    'folder of tensors': Layout(
+        is_tensor_folder, list_tensor_folder, 'images_best.pt, labels_best.pt, lr_best.pt', 'the same, a file each'),
     'class folders': Layout(
         is_class_folder, list_class_folder, 'pets/train/dog/1.jpg, or pets/dog/1.jpg',
         'what Pillow decodes, in the order of ImageFolder; splits by folder'),
