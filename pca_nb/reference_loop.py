@@ -23,46 +23,54 @@ from .validate import validate
 from .train import param_groups, train
 
 # %% ../nbs/engine/45_reference_loop.ipynb #30ba4ffd
+def _two_photographs():
+    from sklearn.datasets import load_sample_images
+    return [Image.fromarray(a) for a in load_sample_images().images]
+
 def photos(
     n:int,     # images
     size:int,  # side, pixels
-    seed:int=0,
+    seed:int=0,# of the windows
 ) -> ImageSet: # ten classes, labels without meaning
-    "Windows of scikit-learn's two photographs."
-    from sklearn.datasets import load_sample_images
+    "Cut random windows out of scikit-learn's two photographs."
     rng = np.random.default_rng(seed)
-    sources = [Image.fromarray(a) for a in load_sample_images().images]
+    sources = _two_photographs()
     def window():
         im = sources[rng.integers(2)]
         side = int(rng.integers(min(size, 427), 428))
         left = rng.integers(0, im.width-side+1)
         top = rng.integers(0, im.height-side+1)
         return np.asarray(im.crop((left, top, left+side, top+side)).resize((size,size)))
-    return ImageSet(torch.from_numpy(np.stack([window() for _ in range(n)])).permute(0,3,1,2).contiguous(),
-                    torch.arange(n)%10, range(10), name='photos')
+    pixels = torch.from_numpy(np.stack([window() for _ in range(n)])).permute(0,3,1,2).contiguous()
+    return ImageSet(pixels, torch.arange(n)%10, range(10), name='photos')
 
-def write_jpegs(root:Path, n:int) -> Path:
-    "Pictures of 480×360 in two class folders, JPEG quality 90."
-    from sklearn.datasets import load_sample_images
+# %% ../nbs/engine/45_reference_loop.ipynb #b511878a
+def write_jpegs(
+    root:Path, # folder to write to
+    n:int,     # files
+) -> Path:     # `root`
+    "Write pictures of 480×360 in two class folders, JPEG quality 90."
     rng = np.random.default_rng(0)
-    sources = [Image.fromarray(a) for a in load_sample_images().images]
+    sources = _two_photographs()
     for i in range(n):
-        (root/'ab'[i%2]).mkdir(parents=True, exist_ok=True)
+        folder = root/'ab'[i%2]
+        folder.mkdir(parents=True, exist_ok=True)
         left = rng.integers(0, 161)
         top = rng.integers(0, 68)
-        sources[rng.integers(2)].crop((left, top, left+480, top+360)).save(root/'ab'[i%2]/f'{i:05d}.jpg', quality=90)
+        window = sources[rng.integers(2)].crop((left, top, left+480, top+360))
+        window.save(folder/f'{i:05d}.jpg', quality=90)
     return root
 
 # %% ../nbs/engine/45_reference_loop.ipynb #0ca8b34c
 def reference_loader(
     folder,      # class folders of image files
     size:int,    # side of what the network sees, pixels
-    batch:int,
+    batch:int,   # images per step
     cells:bool=False, # first cut one random cell out of a 2×2 composite
     keep:bool=True,   # workers live on between epochs; False is PyTorch's default
     stats=IMAGENET_STATS, # ((3) mean, (3) std) of pixels in [0,1]
-):
-    "ImageFolder, PIL transforms, one worker a core."
+):               # a `DataLoader`
+    "Return the usual loader: ImageFolder, Pillow transforms, one worker per core."
     import torchvision.transforms as T
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
@@ -71,13 +79,15 @@ def reference_loader(
                       num_workers=os.cpu_count(), persistent_workers=keep)
 
 def _one_cell(im):
+    "Cut one of four cells out of a composite, at random."
     (i,j) = torch.randint(2, (2,)).tolist()
     w = im.width//2
     h = im.height//2
     return im.crop((j*w, i*h, j*w+w, i*h+h))
 
+# %% ../nbs/engine/45_reference_loop.ipynb #9e8d840b
 def reference_training(folder, arch:str, size:int, batch:int, device:str):
-    "An epoch of it as a function that answers images a second: float32, NCHW, the loss fetched at every step."
+    "Return an epoch of the usual training as a function that returns images per second."
     loader = reference_loader(folder, size, batch)
     net = make_model(arch, 10, size).to(device)
     opt = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=.01)
@@ -97,11 +107,11 @@ def reference_training(folder, arch:str, size:int, batch:int, device:str):
 
 # %% ../nbs/engine/45_reference_loop.ipynb #4af1ce9a
 def reference_views(folder, size:int, batch:int, keep:bool):
-    "The images of an epoch alone: decode, cut a cell, crop, flip, normalise, in workers."
+    "Return an epoch of images alone: decode, cut a cell, crop, flip, normalise, in workers."
     return partial(_drain, reference_loader(folder, size, batch, True, keep))
 
 def reference_reading(folder, size:int, batch:int):
-    "Files to uint8 squares in workers, nothing drawn."
+    "Return an epoch of files read to uint8 squares in workers, nothing drawn."
     import torchvision.transforms as T
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
@@ -110,13 +120,14 @@ def reference_reading(folder, size:int, batch:int):
                                       persistent_workers=True))
 
 def _drain(loader):
+    "Read an epoch and return images per second."
     start = time.perf_counter()
     n = sum(len(y) for _,y in loader)
     return n/(time.perf_counter()-start)
 
 # %% ../nbs/engine/45_reference_loop.ipynb #b689a1e9
 def reference_validation(n:int, size:int, arch:str, device:str):
-    "Resident float images, then sample by sample, as the paper's evaluator counts."
+    "Return a validation of resident float images, counted sample by sample as the paper's evaluator does."
     data = photos(n, size)
     net = make_model(arch, 10, size).to(device).eval()
     x = normalise(data.images, data.stats).to(device)
@@ -135,59 +146,78 @@ def reference_validation(n:int, size:int, arch:str, device:str):
 
 # %% ../nbs/engine/45_reference_loop.ipynb #2d2cdcb1
 def _serve():
-    ask_ = os.fdopen(os.dup(0), 'rb')
-    answer_ = os.fdopen(os.dup(1), 'wb')
+    "Answer requests from standard input until `None` comes."
+    requests = os.fdopen(os.dup(0), 'rb')
+    answers = os.fdopen(os.dup(1), 'wb')
     os.dup2(2, 1) # what a library prints must not mix with the answers
     made = {}
-    while ask := pickle.load(ask_):
+    while request := pickle.load(requests):
+        make, args = request
         try:
-            if ask not in made: made[ask] = ask[0](*ask[1])
-            answer = made[ask]()
+            if request not in made: made[request] = make(*args)
+            answer = made[request]()
         except Exception as e: answer = e
-        pickle.dump(answer, answer_)
-        answer_.flush()
+        pickle.dump(answer, answers)
+        answers.flush()
 
 class WorkerProcess:
     "Another process that makes a function once and calls it when asked."
     def __enter__(self):
-        self.process = subprocess.Popen([sys.executable, '-c', 'from pca_nb.reference_loop import _serve; _serve()'],
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        code = 'from pca_nb.reference_loop import _serve; _serve()'
+        self.process = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         return self
     def __exit__(self, error, *_):
         if error: self.process.kill()
-        elif self.process.poll() is None: self._say(None)
+        elif self.process.poll() is None: self._send(None)
         self.process.wait()
-    def _say(self, ask):
-        pickle.dump(ask, self.process.stdin)
+    def _send(self, request):
+        pickle.dump(request, self.process.stdin)
         self.process.stdin.flush()
     def __call__(self, make, *args):
-        "What `make(*args)()` gives there."
-        self._say((make, args))
-        if isinstance(out := pickle.load(self.process.stdout), Exception): raise out
-        return out
+        "Return `make(*args)()`, called there; its errors are raised here."
+        self._send((make, args))
+        answer = pickle.load(self.process.stdout)
+        if isinstance(answer, Exception): raise answer
+        return answer
 
 # %% ../nbs/engine/45_reference_loop.ipynb #81bd40ed
-def loop_selection(scores:list, labels:list, ipc:int) -> list:
-    "The easiest of every class, image by image."
+def loop_selection(
+    scores:list, # N floats, larger = harder
+    labels:list, # N class ids
+    ipc:int,     # images per class to keep
+) -> list:       # positions, class by class
+    "Select the easiest of every class, image by image."
     classes = {}
     for i,(s,y) in enumerate(zip(scores, labels)): classes.setdefault(y, []).append((s, i))
-    return [i for y in sorted(classes) for _,i in sorted(classes[y])[:ipc]]
+    chosen = []
+    for y in sorted(classes): chosen += [i for _,i in sorted(classes[y])[:ipc]]
+    return chosen
 
-def loop_combining(images:Tensor, idx:list) -> Tensor:
-    "Composites with Pillow, image by image."
+def loop_combining(
+    images:Tensor, # (N,3,H,H) uint8
+    idx:list,      # rows of four positions, one row per composite
+) -> Tensor:       # (n,3,H,H) uint8
+    "Combine composites with Pillow, image by image."
     side, out = images.shape[-1], []
+    half = side//2
     for row in idx:
         canvas = Image.new('RGB', (side,side))
         for k,i in enumerate(row):
-            small = Image.fromarray(images[i].permute(1,2,0).contiguous().numpy()).resize((side//2,side//2),
-                                                                                          Image.Resampling.BILINEAR)
-            canvas.paste(small, (k%2*(side//2), k//2*(side//2)))
+            whole = Image.fromarray(images[i].permute(1,2,0).contiguous().numpy())
+            small = whole.resize((half,half), Image.Resampling.BILINEAR)
+            canvas.paste(small, (k%2*half, k//2*half))
         out.append(torch.from_numpy(np.array(canvas)).permute(2,0,1))
     return torch.stack(out)
 
 # %% ../nbs/engine/45_reference_loop.ipynb #848129de
-def reference_run(folder, test:ImageSet, arch:str, recipe, seed:int) -> dict:
-    "A full training in the usual loop (AdamW, cosine by epoch), measured in float32 at the end."
+def reference_run(
+    folder,        # class folders of image files
+    test:ImageSet, # images that it is measured on
+    arch:str,      # a key of `MODELS`
+    recipe,        # a `Recipe` with AdamW
+    seed:int,      # of weights, order and views
+) -> dict:         # as `validate`
+    "Train in the usual loop (AdamW, learning rate by epoch) and measure in float32 at the end."
     torch.manual_seed(seed)
     net = make_model(arch, test.n_classes, test.size[0], seed)
     loader = reference_loader(folder, test.size[0], recipe.batch, stats=test.stats)
@@ -201,10 +231,11 @@ def reference_run(folder, test:ImageSet, arch:str, recipe, seed:int) -> dict:
             opt.step()
     return validate(net, test, dtype=torch.float32)
 
+# %% ../nbs/engine/45_reference_loop.ipynb #92aab886
 ENGINES = ('usual loop, float32', 'ours, float32', 'ours, bfloat16')
 
 def same_accuracy(engine:str, data:ImageSet, test:ImageSet, arch:str, recipe, seed:int) -> dict: # top1 (%), seconds
-    "One training of a stored set by one of `ENGINES`."
+    "Train once on a stored set with one of `ENGINES`, and measure."
     start = time.perf_counter()
     if engine==ENGINES[0]:
         with tempfile.TemporaryDirectory() as d:
