@@ -200,7 +200,10 @@ def note_damaged(
     damaged:dict,    # position -> what is wrong
 ):
     "Add a line per damaged image to a file: its name and what is wrong."
-    lines = [f'{printable(listing.names[i])}\t{printable(why)}\n' for i,why in damaged.items()]
+    lines = []
+    for i,why in damaged.items():
+        what = why.removeprefix(f'{listing.sources[i]}: ')
+        lines.append(f'{printable(listing.names[i])}\t{printable(what)}\n')
     with Path(path).open('a', encoding='utf-8') as out: out.writelines(lines)
 
 def _pixels(listing, options):
