@@ -7,7 +7,7 @@ _HOMES = {  # name -> the module that defines it, imported when the name is firs
     'ImageSet': 'imageset', 'load_data': 'datasets', 'sample_photos': 'datasets', 'DATASETS': 'datasets',
     'save_folder': 'files', 'save_npz': 'files', 'save_parquet': 'parquet', 'show_images': 'viz',
     'RECIPES': 'recipes', 'difficulty': 'scores', 'METHODS': 'methods', 'Method': 'methods',
-    'score': 'compression', 'compress': 'compression',
+    'inspect': 'inspection', 'score': 'compression', 'compress': 'compression',
     'evaluate': 'evaluation', 'train_teacher': 'evaluation', 'store_labels': 'evaluation',
     'benchmark': 'benchmarking', 'report': 'api',
 }

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Annotated as A
 
 import typer
-from .terminal import out
+from .terminal import FIRST, out
 
 # %% ../nbs/app/56a_cli_reading.ipynb #56aa0006
 def option(text, *names, **limits):
     "Return a typer option with a help text."
     return typer.Option(*names, help=text, **limits)
 
-Split = A[str, option("Which part of DATA to read, where it has several: train, test, …; empty = train.")]
+Split = A[str, option("Which part of DATA to read, where it has several: train, test, …; empty = train (inspect: "
+                      "all).")]
 ImageColumn = A[str, option("Column of a table that holds the images; empty = the one that does.")]
 LabelColumn = A[str, option("Column of a table that holds the labels; empty = the one that does.")]
 SkipDamaged = A[bool, option("Leave out images that cannot be decoded, and list them in damaged.txt beside the "
@@ -74,7 +75,7 @@ def damaged_list(
     beside,      # what the command writes; `None`: nothing, so the list is put where one is
 ):               # path of the list, or `None` if damaged images are refused
     "Return where damaged images will be listed; a list that is there is removed."
-    if not how.skip_damaged: return None
+    if not (how.skip_damaged and FIRST): return None
     path = Path(beside).resolve().parent/'damaged.txt' if beside else Path('damaged.txt').resolve()
     path.unlink(missing_ok=True)
     return path
