@@ -8,7 +8,7 @@ _HOMES = {  # name -> the module that defines it, imported when the name is firs
     'save_folder': 'files', 'save_npz': 'files', 'save_parquet': 'parquet', 'save_hub_folder': 'hub_folder',
     'show_images': 'viz',
     'RECIPES': 'recipes', 'difficulty': 'scores', 'METHODS': 'methods', 'Method': 'methods',
-    'score': 'compression', 'compress': 'compression',
+    'inspect': 'inspection', 'score': 'compression', 'compress': 'compression',
     'evaluate': 'evaluation', 'train_teacher': 'evaluation', 'store_labels': 'evaluation',
     'benchmark': 'benchmarking', 'report': 'api',
 }

@@ -56,7 +56,7 @@ def find_data(
         raise Refused(f'{full} is your own data', 'name test images with `test` (--test)')
     own = full if isinstance(full, ImageSet) else load_data(full, 'train', size or None)
     name = f'{own.name or "images"}-{content_hash(own)[:8]}'
-    paths = _readable(full, home, f'{name}-train'), _readable(test, home, f'{name}-test')
+    paths = _readable(full, home, 'train'), _readable(test, home, 'test')
     return BenchmarkData(name, own.size[0], own, paths)
 
 def _is_known(s):
@@ -67,7 +67,7 @@ def _is_known(s):
 def _readable(data, home, name):
     "Return where other processes read a set from; one in memory is written there."
     if not isinstance(data, ImageSet): return data
-    path = Path(home)/'data'/f'{name}.npz'
+    path = Path(home)/'data'/f'{name}-{content_hash(data)[:8]}.npz'
     if not path.exists(): save_npz(data, path)
     return path
 

@@ -7,9 +7,9 @@ __all__ = ['Home', 'Workers', 'DataArgument', 'DataOption', 'Methods', 'Ipcs', '
            'CellFactor', 'CellShrink', 'RowsArgument', 'ReportOut', 'ReportData', 'ReportScores',
            'ReportTable', 'ReportScale', 'TableName', 'TableScaleName', 'TableIpcs', 'MostSeeds', 'TableRows',
            'Quick', 'Only', 'SpeedOut', 'OLD_COMMANDS', 'run_announced', 'demo', 'teachers_of',
-           'label_bytes_ratio', 'ipc_list', 'method_list', 'one_name', 'say_cost_of_sets',
-           'benchmark_command', 'show_benchmark', 'report_command', 'table', 'show_speed',
-           'fail_if_regressed', 'speed_command', 'main']
+           'label_bytes_ratio', 'ipc_list', 'method_list', 'one_name', 'say_cost_of_sets', 'own_images',
+           'say_own_duplicates', 'benchmark_command', 'show_benchmark', 'report_command', 'table',
+           'show_speed', 'fail_if_regressed', 'speed_command', 'main']
 
 # %% ../nbs/app/59_cli.ipynb #0a540002
 from pathlib import Path
@@ -17,8 +17,9 @@ from typing import Annotated as A, Optional
 
 import typer
 from .terminal import announced, complain, current_name, out, run, show
-from .cli_images import Arch, Device, Seeds, Size, app, check_names, comma_list, option
-from .cli_training import say_ensemble
+from .cli_reading import option, read_images, ReadingTest, reads, say_duplicates
+from .cli_images import Arch, Device, Seeds, Size, app, check_names, comma_list
+from .cli_training import read_pair, say_ensemble
 
 # %% ../nbs/app/59_cli.ipynb #0a540005
 Home = A[Path, option("Folder for rows, scores and checkpoints.", envvar='PCA_NB_HOME')]
@@ -123,6 +124,32 @@ def say_cost_of_sets(
         steps = rows.made.iloc[0].get('steps')
         out.print(f"{method}: {times} to make a set{f', {steps:,} iterations per batch' if steps else ''}")
 
+# %% ../nbs/app/59_cli.ipynb #59d00002
+def own_images(
+    name:str,  # a key of `DATASETS`, or a path
+    test:str,  # likewise; '' for a known data set
+    size:int,  # pixels; 0 = the images' own
+    how,       # `ReadingTest`
+    home,      # folder of the benchmark
+):             # both as `Benchmark` takes them: names, or sets if an option says how they are read
+    "Read images of one's own, if an option says how."
+    from dataclasses import replace
+    from pca_nb.datasets import DATASETS
+    from pca_nb.imageset import match_classes
+    usual = replace(how, strict=False)==ReadingTest()
+    if usual or not test or name in DATASETS: return name, test
+    full, held = read_pair(name, test, size, how, home/'x')
+    return full, match_classes(held, full, **how.matching)
+
+def say_own_duplicates(
+    job,       # `Benchmark`
+    test:str,  # as typed
+    how,       # `ReadingTest`
+):
+    "Say which images of one's own are in both sets."
+    own = job.data.own
+    if own is not None: say_duplicates(own, read_images(test, own.size[0], how.test_split, how), how.strict)
+
 # %% ../nbs/app/59_cli.ipynb #1da09e71
 DataArgument = A[str, typer.Argument(help="A known data set (digits, cifar10, …), or a training folder or parquet file "
                                           "together with --test; digits if left out.")]
@@ -138,11 +165,12 @@ CellShrink = A[str, option("Composites: antialias or lsq; empty = the data set's
 
 # %% ../nbs/app/59_cli.ipynb #0a540008
 @app.command(name='benchmark')
+@reads(ReadingTest)
 def benchmark_command(
     data:DataArgument='', data_:DataOption='', methods:Methods='random,forgetting-easyB,el2n-easyB,aum-easyB,ccs,pca',
     ipc:Ipcs='1,10', seeds:Seeds=3, recipe:Recipes='hard', arch:Arch='', size:Size=0, rows:RowsFile=None,
     test:OwnTest='', factor:CellFactor=0, shrink:CellShrink='', home:Home=Path('_runs'), workers:Workers=0,
-    device:Device=None,
+    device:Device=None, *, how,
 ):
     "Run a grid of methods, IPCs and seeds; rows that exist are read. Ends with the table."
     from pca_nb.benchmarking import Benchmark
@@ -158,7 +186,9 @@ def benchmark_command(
     if not (names and budgets and recipes):
         raise Refused('--methods, --ipc and --recipe need at least one entry each', 'separate them by commas')
     for path in (rows or home/'benchmark.jsonl', home/'scores'/'x'): check_writable(path)
-    job = Benchmark(name, test, names, budgets, seeds, recipes, size, arch, factor, shrink, home, device)
+    full, held = own_images(name, test, size, how, home)
+    job = Benchmark(full, held, names, budgets, seeds, recipes, size, arch, factor, shrink, home, device)
+    if full==name: say_own_duplicates(job, held, how)
     for r in recipes: say_ensemble(r, 1)
     store = ResultStore(rows) if rows else job.store
     frame = run_announced([c for _,c in job.runs], store, home, workers, job.data, device)

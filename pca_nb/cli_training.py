@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SmallSet', 'TestImages', 'RecipeName', 'LabelGivers', 'Epochs', 'RowsHome', 'UnseenImages', 'TeacherOut',
            'TeacherEpochs', 'StudentSet', 'AveragedTeachers', 'CheckImages', 'SoftRecipeName', 'Codec',
-           'Views', 'Pool', 'Share', 'LabelEpochs', 'stored_or_files', 'say_ensemble', 'say_labels',
-           'say_teachers', 'evaluate', 'say_mean', 'train_teacher_command', 'check_soft',
+           'Views', 'Pool', 'Share', 'LabelEpochs', 'read_pair', 'stored_or_files', 'say_ensemble',
+           'say_labels', 'say_teachers', 'evaluate', 'say_mean', 'train_teacher_command', 'check_soft',
            'store_labels_command']
 
 # %% ../nbs/app/58_cli_training.ipynb #0a535002
@@ -15,8 +15,23 @@ from typing import Annotated as A, Optional
 
 import typer
 from .terminal import announced, current_name, out, show
-from .cli_images import (
-    Arch, Data, Device, MinTop1, OutFolder, Seeds, Size, app, check_names, file_list, option, read_images)
+from .cli_reading import damaged_list, option, read_images, ReadingTest, reads, say_duplicates
+from .cli_images import Arch, Data, Device, MinTop1, OutFolder, Seeds, Size, app, check_names, file_list
+
+# %% ../nbs/app/58_cli_training.ipynb #58d00002
+def read_pair(
+    data:str,    # what is learned from, as `load_data` takes it
+    test:str,    # what is tested on, likewise
+    size:int,    # pixels; 0 = the images' own
+    how,         # `ReadingTest`
+    beside=None, # what the command writes
+):               # two `ImageSet`s of one size
+    "Read images to learn from and images to test on, and say which are in both."
+    damaged = damaged_list(how, beside)
+    s = read_images(data, size, how=how, damaged=damaged)
+    held = read_images(test, s.size[0], how.test_split, how, damaged)
+    say_duplicates(s, held, how.strict)
+    return s, held
 
 # %% ../nbs/app/58_cli_training.ipynb #94e28a7b
 def stored_or_files(
@@ -77,18 +92,19 @@ RowsHome = A[Optional[Path], option("Folder that keeps a row per seed and checkp
 
 # %% ../nbs/app/58_cli_training.ipynb #0a530012
 @app.command()
+@reads(ReadingTest)
 def evaluate(
     data:SmallSet, test:TestImages, seeds:Seeds=3, recipe:RecipeName='hard', teacher:LabelGivers='',
     least:MinTop1=0., arch:Arch='', device:Device=None, epochs:Epochs=0, size:Size=0, home:RowsHome=None,
+    *, how,
 ):
     "Train on a set from scratch, with hard labels or a teacher's, and measure top-1 and top-5 on test images."
     import pandas as pd
     from pca_nb.evaluation import Evaluation
     from pca_nb.machine import pick_device
     check_names(arch, device, recipes=[recipe])
-    s = read_images(data, size)
-    held = read_images(test, s.size[0], 'test')
-    job = Evaluation(s, held, recipe, stored_or_files(teacher), arch, epochs, least, device, home)
+    s, held = read_pair(data, test, size, how, home and home/'x')
+    job = Evaluation(s, held, recipe, stored_or_files(teacher), arch, epochs, least, device, home, **how.matching)
     say_labels(job, least)
     out.print(f'train: {s!r}\ntest:  {job.test!r}')
     out.print(f'{job.arch}, {recipe}: {job.cfg.epochs} epochs, batch {job.cfg.batch}, '
@@ -117,9 +133,10 @@ TeacherEpochs = A[int, option("0 = the scoring run's of the data's protocol (60;
 
 # %% ../nbs/app/58_cli_training.ipynb #0a530015
 @app.command(name='train-teacher')
+@reads(ReadingTest)
 def train_teacher_command(
     data:Data, test:UnseenImages, out_file:TeacherOut, size:Size=0, arch:Arch='', seed:int=0, device:Device=None,
-    epochs:TeacherEpochs=0, least:MinTop1=0.,
+    epochs:TeacherEpochs=0, least:MinTop1=0., *, how,
 ):
     "Train a teacher on a full set, resumable, and measure it."
     from pca_nb.evaluation import teacher_run, train_teacher
@@ -129,8 +146,8 @@ def train_teacher_command(
     from pca_nb.workload import Workload, steps_of
     path = check_writable(out_file.with_suffix('.pt'))
     check_names(arch, device)
-    full = read_images(data, size)
-    held = match_classes(read_images(test, full.size[0], 'test'), full)
+    full, held = read_pair(data, test, size, how, path)
+    held = match_classes(held, full, **how.matching)
     cfg = teacher_run(full, arch, epochs, seed, device)
     steps = () if path.exists() else (steps_of(cfg.recipe, len(full)),)
     with announced(Workload(steps)): teacher = train_teacher(full, held, path, arch, epochs, seed, device)
@@ -160,10 +177,11 @@ def check_soft(recipe):
 
 # %% ../nbs/app/58_cli_training.ipynb #0a530016
 @app.command(name='store-labels')
+@reads(ReadingTest)
 def store_labels_command(
     data:StudentSet, teacher:AveragedTeachers, test:CheckImages, out_folder:OutFolder, recipe:SoftRecipeName='soft',
     codec:Codec='fp16', views:Views='stored', pool:Pool='all', share:Share=1., epochs:LabelEpochs=0,
-    arch:Arch='', size:Size=0, seed:int=0, least:MinTop1=0., device:Device=None,
+    arch:Arch='', size:Size=0, seed:int=0, least:MinTop1=0., device:Device=None, *, how,
 ):
     "Write a teacher's predictions for every view of a training run, once; `evaluate --teacher OUT` learns from them."
     from pca_nb.evaluation import Evaluation, store_labels
@@ -174,9 +192,8 @@ def store_labels_command(
     check_soft(recipe)
     cfg = LabelStoreCfg(codec, views, current_name(pool), share)
     check_empty_folder(out_folder)
-    s = read_images(data, size)
-    held = read_images(test, s.size[0], 'test')
-    job = Evaluation(s, held, recipe, file_list(teacher), arch, epochs, least, device)
+    s, held = read_pair(data, test, size, how, out_folder)
+    job = Evaluation(s, held, recipe, file_list(teacher), arch, epochs, least, device, **how.matching)
     say_labels(job)
     out.print(f'{s!r}: {job.cfg.epochs} epochs, {label_bytes(s, job.cfg, cfg):,} bytes of labels to write')
     kept = store_labels(s, job.labels.teachers, out_folder, recipe, cfg, epochs, seed, device)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FOREIGN', 'LEFT_BEHIND', 'SPLITS', 'image_suffixes', 'kind_of_file', 'suffix_of', 'choose_images',
            'split_in', 'pick_split', 'ReadOptions', 'Listing', 'median_side', 'find_damaged',
-           'without_damaged', 'read_listing']
+           'without_damaged', 'note_damaged', 'read_listing']
 
 # %% ../nbs/library/06a_listing.ipynb #6a000003
 import re
@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np, torch
 from PIL import Image
 from torch import Tensor
-from .core import Refused
+from .core import printable, Refused
 from .machine import thread_pool
 from .progress import progress, say
 from .imageset import ImageSet
@@ -92,10 +92,11 @@ def split_in(
 def pick_split(
     place,         # the folder or archive, for messages
     splits,        # names of the splits that are there
-    wanted:str,    # 'train', 'test', or another split's name
+    wanted:str,    # 'train', 'test', or another split's name; '': train if there is one, else the first
 ) -> str:          # one of `splits`
     "Return the split to read; a wanted test split may be called validation."
     splits = sorted(splits)
+    if not wanted: return 'train' if 'train' in splits else splits[0]
     if wanted in splits: return wanted
     if wanted=='test' and 'validation' in splits:
         say(f"{place} has no split test: its validation split is read in its place")
@@ -114,6 +115,7 @@ class ReadOptions:
     label_column:str=''      # column of a table that holds the labels; '': the one that does
     config:str=''            # configuration of a dataset card, where it has several; '': its default
     skip_damaged:bool=False  # leave out images that cannot be decoded, instead of refusing
+    damaged_file:object=None # file to add the names of those to, with what is wrong; `None`: none
     stats:tuple|None=None    # ((3) mean, (3) std) that float pixels in a file of tensors were normalised with
     zca:object=None          # what they were whitened with: (mean, matrix), or a file that holds them
 
@@ -187,18 +189,33 @@ def without_damaged(
     return kept, damaged
 
 # %% ../nbs/library/06a_listing.ipynb #6a000019
+def note_damaged(
+    path,            # text file to add to
+    listing:Listing, # what was to be read
+    damaged:dict,    # position -> what is wrong
+):
+    "Add a line per damaged image to a file: its name and what is wrong."
+    lines = []
+    for i,why in damaged.items():
+        what = why.removeprefix(f'{listing.sources[i]}: ')
+        lines.append(f'{printable(listing.names[i])}\t{printable(what)}\n')
+    with Path(path).open('a', encoding='utf-8') as out: out.writelines(lines)
+
 def _pixels(listing, options):
     "Return the listing of what could be decoded, and its pixels."
     if listing.images is not None:
         return listing, _resize(listing.images, options.size or listing.images.shape[-1])
     size = options.size or median_side(listing.sources, listing.cap)
-    if options.skip_damaged: listing, _ = without_damaged(listing, size)
+    if options.skip_damaged:
+        whole = listing
+        listing, damaged = without_damaged(whole, size)
+        if options.damaged_file: note_damaged(options.damaged_file, whole, damaged)
     return listing, _hold(listing.sources, size, options.zoom, options.resident, f'reading {listing.place.name}',
                           str(listing.place))
 
 def read_listing(
     listing:Listing,
-    options:ReadOptions=ReadOptions(), # `size`, `zoom`, `resident`, `skip_damaged`
+    options:ReadOptions=ReadOptions(), # `size`, `zoom`, `resident`, `skip_damaged`, `damaged_file`
 ) -> ImageSet:
     "Decode what was listed, now or on demand."
     for note in listing.notes: say(note)
