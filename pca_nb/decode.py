@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
-from .core import Refused
+from .core import printable, Refused
 from .machine import thread_pool
 from .progress import progress
 
@@ -127,7 +127,7 @@ class LazyImages:
     def __len__(self): return len(self.sources)
     def name(self, i:int) -> str:
         "Return what to call image `i` in a message."
-        if not isinstance(self.sources[i], bytes): return str(self.sources[i])
+        if not isinstance(self.sources[i], bytes): return printable(self.sources[i])
         return f'{self.where}, image {i}' if self.where else f'image {i}'
 
     def decode(self, i:int) -> Tensor: # (3,size,size) uint8

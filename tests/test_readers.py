@@ -53,7 +53,8 @@ pairs = {f'{i}.{field}': b for i,im in enumerate(small) for field,b in (('png', 
 records = {f'{i}.{field}': b for i,im in enumerate(small) for field,b in (('png', im), ('json', b'{"label":%d}'%(i%2)))}
 folders = {f'{i%2}/{"x"*(110*(i>1))}{i}.png': im for i,im in enumerate(small)}
 archives = {'zip': zipped(8), 'stored zip': zipped(0), 'tar': tarred(pairs, tarfile.USTAR_FORMAT),
-            'tar of records': tarred(records, tarfile.GNU_FORMAT), 'tar of folders': tarred(folders, tarfile.PAX_FORMAT)}
+            'tar of records': tarred(records, tarfile.GNU_FORMAT),
+            'tar of folders': tarred(folders, tarfile.PAX_FORMAT)}
 def flip(b):
     b = bytearray(b)
     for _ in range(rng.integers(1, 9)): b[rng.integers(len(b))] ^= 1<<int(rng.integers(8))
@@ -108,7 +109,7 @@ print(json.dumps(out))
 
 
 def test_mutated_files_are_read_or_named(slow, tally):
-    "Bit flips, truncations, junk, other file types' heads, and sizes from one pixel to 2³¹ in ten formats, two archives."
+    "Bit flips, truncations, junk, other file types' heads, and sizes from 1 pixel to 2³¹ in ten formats, two archives."
     r = subprocess.run([sys.executable, '-c', READ, '1600' if slow else '160', '0'], capture_output=True, text=True,
                        timeout=900, env=os.environ | dict(CI='1'))
     assert r.returncode == 0, r.stderr[-3000:]
