@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Callable
 
 import anywidget, ipywidgets as w, traitlets
-from .core import Refused
+from .core import printable, Refused
 
 # %% ../nbs/app/62_board.ipynb #62b00001
 _PAGE = """
@@ -192,7 +192,7 @@ def words_of(
 ) -> str:
     "Return what an error says, safe to show on a page."
     said = error if isinstance(error, Refused) or not error.args else error.args[0]
-    return html.escape(str(said))
+    return html.escape(printable(said))
 
 def _joined(setup, code):
     "Return two pieces of code as one, every import once."

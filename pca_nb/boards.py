@@ -10,7 +10,7 @@ __all__ = ['SHOWN_METHODS', 'score_names', 'score_board', 'pca_board', 'crop_boa
 import html, threading, time
 
 import ipywidgets as w
-from .core import Refused
+from .core import printable, Refused
 from .progress import progress_listener
 from .combine import SHRINKS
 from .scores import difficulty, SCORES
@@ -309,10 +309,11 @@ class RunBoard(w.VBox):
         doing = job and job.doing
         if doing:
             what,done,total = doing
-            return self._say(f'{have}; {html.escape(_named(what, names))}: step {done} of {total}', done/total)
+            named = html.escape(printable(_named(what, names)))
+            return self._say(f'{have}; {named}: step {done} of {total}', done/total)
         self.go.disabled = False
         self.halt.disabled = True
-        self._say(f'{have}; <b>{html.escape(job.error)}</b>' if job and job.error else have)
+        self._say(f'{have}; <b>{html.escape(printable(job.error))}</b>' if job and job.error else have)
     def _say(self, text, share=0.):
         self.drawn += 1
         self.bar.value = share

@@ -199,6 +199,7 @@ def note_damaged(
     for i,why in damaged.items():
         what = why.removeprefix(f'{listing.sources[i]}: ')
         lines.append(f'{printable(listing.names[i])}\t{printable(what)}\n')
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with Path(path).open('a', encoding='utf-8') as out: out.writelines(lines)
 
 def _pixels(listing, options):

@@ -292,7 +292,7 @@ def display_data(
 ) -> str:    # an unknown name stays what it is
     "Return what a table or figure shows for a data set."
     if key in DATA_NAMES: return DATA_NAMES[key]
-    name, number = re.fullmatch(r'(.*?)(\d*)', key).groups()
+    name, number = re.fullmatch(r'(.*?)(\d*)', key, re.DOTALL).groups()
     if name=='imagenette': return f'Imagenette, {number} px'
     if name=='tinyimagenet': return f'Tiny-ImageNet, {number} classes'
     if name=='tiny': return f'Tiny-ImageNet, {number} classes, 32 px'

@@ -18,7 +18,7 @@ from torch import Tensor
 from .core import Refused, generator
 from .imageset import ImageSet
 from .files import encode_images
-from .viz import show_image
+from .viz import figure_text, show_image
 from .augment import apply_view, draw_view
 from .scores import difficulty
 from .protocols import protocol_for
@@ -184,7 +184,7 @@ def _draw_classes(fig, full, idx, cols):
     rows = []
     for k,name in enumerate(full.classes[:10]):
         mine = idx[full.labels[idx]==k]
-        rows.append((f'{name} ({len(mine)})', full.images[_evenly(mine, cols)]))
+        rows.append((f'{figure_text(name)} ({len(mine)})', full.images[_evenly(mine, cols)]))
     add_rows(fig, rows, cols, .005, .57, 'each class, from the easiest of these to the hardest, evenly spaced')
 
 # %% ../nbs/app/60_panels.ipynb #e725a083
@@ -282,7 +282,7 @@ def _pca_title(full, small, choice):
     "Return two lines: the class that is shown, and the whole set with its bytes."
     n = small.index.numel()
     size = sum(len(file) for file in encode_images(small, 'png'))
-    what = f'{display_name(choice.method)}, class {full.classes[choice.cls]}'
+    what = f'{display_name(choice.method)}, class {figure_text(full.classes[choice.cls])}'
     return (f'{what}: {n//full.n_classes} originals in {choice.ipc} stored image{"s"*(choice.ipc>1)}\n'
             f'all classes: {len(small)} stored images, {size/1e3:.1f} kB as PNG, '
             f'with {n} of {len(full)} originals ({100*n/len(full):.1f} %)')

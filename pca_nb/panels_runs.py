@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from torch import Tensor, nn
 from .core import generator
 from .imageset import ImageSet
-from .viz import draw_box, show_image
+from .viz import draw_box, figure_text, show_image
 from .resize import draw_crops
 from .combine import crop_images
 from .augment import apply_view, AugmentCfg, draw_view
@@ -78,7 +78,7 @@ def _draw_probabilities(ax, probs, classes, names, colors):
     at = np.arange(len(shown))
     for p,offset,name,color in zip(probs, (-.2,.2), names, colors):
         ax.barh(at+offset, p[shown].tolist(), .4, color=color, label=name)
-    ax.set_yticks(at, [classes[k] for k in shown])
+    ax.set_yticks(at, [figure_text(classes[k]) for k in shown])
     ax.set_xlim(0, 1)
     ax.invert_yaxis()
     ax.legend(fontsize=7)
@@ -89,7 +89,7 @@ CROPPED = (.02,.14,.26,.66) # where `crop_panel` shows the whole image, shares o
 def _draw_crop(fig, s, choice, box, judged):
     "Draw the image with its box, and the crop."
     (nll,crop_nll), (entropy,crop_entropy) = judged.nll.tolist(), judged.entropy.tolist()
-    label = s.classes[s.labels[choice.i]]
+    label = figure_text(s.classes[s.labels[choice.i]])
     ax = show_image(s.images[choice.i], fig.add_axes(CROPPED))
     ax.set_title(f'class {label}\nNLL {nll:.2f}, entropy {entropy:.2f}', fontsize=9)
     draw_box(ax, box[0])
@@ -201,7 +201,7 @@ def _draw_view(fig, s, views, choice):
     "Draw the stored image and the view of it."
     mean,std = (torch.tensor(v)[:,None,None] for v in s.stats)
     ax = show_image(s.images[choice.i], fig.add_axes((.01,.14,.2,.66)))
-    ax.set_title(f'stored, class {s.classes[s.labels[choice.i]]}', fontsize=9)
+    ax.set_title(f'stored, class {figure_text(s.classes[s.labels[choice.i]])}', fontsize=9)
     ax = show_image((views[choice.i]*std+mean).clamp(0,1), fig.add_axes((.22,.14,.2,.66)))
     ax.set_title(f'view {choice.k}', fontsize=9)
 

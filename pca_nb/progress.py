@@ -74,6 +74,7 @@ def progress(
     total:int|None=None, # its length, if it does not say
 ):                 # the same items
     "Show a progress bar that vanishes when done; silent unless a person is watching."
+    desc = printable(desc) # it may name a file
     if not _listener.get(): return tqdm(it, desc=desc, total=total, leave=False, disable=not _watched())
     if total is None and hasattr(it, '__len__'): total = len(it)
     _,bars = _listener.get()

@@ -261,7 +261,7 @@ def test_compress_goes_on_where_it_was_stopped(teachers, tmp_path, here, monkeyp
 def test_compress_refuses_networks_before_it_reads(teachers, tmp_path, here, monkeypatch):
     "Networks that a method has no use for or lacks, before any image is read; one that knows nothing, before any work."
     load, reads, t = datasets.load_data, [], teachers/'0.pt'
-    monkeypatch.setattr(datasets, 'load_data', lambda *a: reads.append(a) or load(*a))
+    monkeypatch.setattr(datasets, 'load_data', lambda *a, **kw: reads.append(a) or load(*a, **kw))
     train = 'run `pca-nb train-teacher digits --test TEST --out teacher.pt`'
     refused = (('sre2l', (), f'sre2l needs a trained network: {train}'),
                ('gvbsm', (), f'gvbsm needs trained networks: {train}'),
