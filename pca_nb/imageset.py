@@ -12,7 +12,7 @@ from hashlib import sha1
 
 import torch
 from torch import Tensor
-from .core import Refused
+from .core import printable, Refused
 from .progress import say
 
 # %% ../nbs/library/05_imageset.ipynb #76710c92
@@ -57,7 +57,7 @@ def _describe(s):
     per_class = f'{fewest}' if fewest==most else f'{fewest} to {most}'
     cells = f', each {s.grid}×{s.grid} images' if s.grid>1 else ''
     pixels = f"{len(s)} of {'×'.join(map(str, s.size))} px{cells}"
-    return f"ImageSet({s.name or 'unnamed'}: {pixels}, {s.n_classes} classes, {per_class} per class)"
+    return f"ImageSet({printable(s.name or 'unnamed')}: {pixels}, {s.n_classes} classes, {per_class} per class)"
 
 # %% ../nbs/library/05_imageset.ipynb #d13dce9d
 IMAGENET_STATS = (.485,.456,.406), (.229,.224,.225) # mean and standard deviation per channel, of pixels in [0,1]
