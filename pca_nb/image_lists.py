@@ -7,7 +7,7 @@ __all__ = ['PATH_COLUMNS', 'CLASS_COLUMNS', 'SYNSET_LISTS', 'TextTable', 'names_
            'is_image_list', 'list_image_list', 'list_flat_folder', 'is_tiny_imagenet', 'list_tiny_imagenet',
            'is_imagenet', 'read_synsets', 'list_imagenet']
 
-# %% ../nbs/library/08a_image_lists.ipynb #bbf8d4f4
+# %% ../nbs/library/08a_image_lists.ipynb #3bb0913a
 import csv, io, os, re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from .class_folders import list_class_folder
 from .files import name_file_in_errors
 from .table_columns import choose_column, find_files, LABEL_COLUMNS, read_labels, rows_of_split, SPLIT_COLUMNS
 
-# %% ../nbs/library/08a_image_lists.ipynb #995e1236
+# %% ../nbs/library/08a_image_lists.ipynb #30fcf363
 @dataclass(frozen=True)
 class TextTable:
     "Hold a table of words."
@@ -59,7 +59,7 @@ def read_text_table(
     if not body: raise Refused(f"{path} has no rows", fix="write it again")
     return TextTable(columns, [cells for _,cells in body], [number for number,_ in body])
 
-# %% ../nbs/library/08a_image_lists.ipynb #0feaf047
+# %% ../nbs/library/08a_image_lists.ipynb #6c4089fc
 PATH_COLUMNS = 'path', 'file', 'filename', 'file_name', 'filepath', 'file_path', 'image', 'img', 'image_path'
 CLASS_COLUMNS = *LABEL_COLUMNS, 'class', 'class_name', 'category'
 
@@ -91,7 +91,7 @@ def _as_labels(place, words, lines):
     if all(re.fullmatch(r'-?(0|[1-9]\d{0,17})', word) for word in words): words = [int(word) for word in words]
     return pa.chunked_array([pa.array(words)])
 
-# %% ../nbs/library/08a_image_lists.ipynb #3742454d
+# %% ../nbs/library/08a_image_lists.ipynb #9ffdf46a
 def is_image_list(path) -> bool: return suffix_of(str(path)) in ('.csv', '.tsv') and not Path(path).is_dir()
 
 def list_image_list(
@@ -111,12 +111,12 @@ def list_image_list(
     words = [words[row] for row in part.rows]
     choose_images(path, list(names.values())) # refuses formats that Pillow cannot decode
     found = find_files(path, image, names, (os.path.abspath(path.parent),))
-    _check_twice(path, names.values(), words)
+    _check_twice(path, found.values(), words)
     labels, classes = read_labels(path, label, _as_labels(path, words, names))
     return Listing(path, 'image list', list(found.values()), labels, classes, tuple(names.values()), part.split,
                    part.splits, details=dict(name=path.stem))
 
-# %% ../nbs/library/08a_image_lists.ipynb #519ab9ae
+# %% ../nbs/library/08a_image_lists.ipynb #227b6c7e
 def list_flat_folder(
     folder,        # holds the images
     layout:str,    # in words
@@ -149,7 +149,7 @@ def _of_split(root, options, layout, list_validation):
     else: listing = list_validation(_class_folders(root/'train'))
     return replace(listing, place=root, layout=layout, split=split, splits=('train','validation'))
 
-# %% ../nbs/library/08a_image_lists.ipynb #f046da80
+# %% ../nbs/library/08a_image_lists.ipynb #b33f200b
 _ANNOTATIONS = 'val_annotations.txt'
 
 def _is_tiny_val(folder): return (folder/_ANNOTATIONS).is_file() and (folder/'images').is_dir()
@@ -176,7 +176,7 @@ def list_tiny_imagenet(
         if _is_tiny_val(path): return replace(_tiny_val(path), place=path)
         return _of_split(path, options, 'Tiny-ImageNet', lambda classes: _tiny_val(path/'val', classes))
 
-# %% ../nbs/library/08a_image_lists.ipynb #52ee99b2
+# %% ../nbs/library/08a_image_lists.ipynb #050ef8f8
 SYNSET_LISTS = 'LOC_val_solution.csv', 'imagenet_2012_validation_synset_labels.txt'
 _VAL_IMAGE = re.compile(r'ILSVRC2012_val_(\d{8})\.JPEG')
 _SYNSET = re.compile(r'n\d{8}')
@@ -196,7 +196,7 @@ def is_imagenet(path) -> bool:
     path = Path(path)
     return _is_flat_val(path) or (path/'train').is_dir() and _is_flat_val(path/'val')
 
-# %% ../nbs/library/08a_image_lists.ipynb #aeb89181
+# %% ../nbs/library/08a_image_lists.ipynb #642a8cd2
 def read_synsets(
     file,  # one of `SYNSET_LISTS`
 ) -> dict: # number of the image, from 1 -> synset

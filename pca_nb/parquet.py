@@ -22,7 +22,8 @@ from .hub_layout import choose_files, SplitFiles
 from pca_nb.table_columns import (
     choose_column, ClassNames, find_files, IMAGE_COLUMNS, is_words, LABEL_COLUMNS, read_labels, rows_of_split,
     SPLIT_COLUMNS)
-from .parquet_images import open_parquet, ParquetImages, ParquetShard, RowImage, rows_without_bytes
+from .parquet_images import (
+    open_parquet, ParquetImages, ParquetShard, read_column, refuse_damage, RowImage, rows_without_bytes)
 
 # %% ../nbs/library/08_parquet.ipynb #5ca96829
 def _bytes_leaf(field):
@@ -37,12 +38,13 @@ def _bytes_leaf(field):
     kind = inside.get('bytes', pa.int64())
     return f'{field.name}.bytes' if holds_bytes(kind) or pa.types.is_null(kind) else None # null: none has any
 
-def _path_columns(file):
+def _path_columns(place, file):
     "Return the columns of words whose first one ends as an image file does."
     words = [field.name for field in file.schema_arrow if is_words(field.type)]
     if not words or not file.metadata.num_rows: return []
-    first = next(file.iter_batches(1, columns=words)).to_pylist()[0]
-    return [name for name,word in first.items() if word and kind_of_file(word)=='image']
+    with refuse_damage(place): first = next(file.iter_batches(1, columns=words), None)
+    if not first: return []
+    return [name for name,word in first.to_pylist()[0].items() if word and kind_of_file(word)=='image']
 
 # %% ../nbs/library/08_parquet.ipynb #a5db4a30
 def _metadata(file, name):
@@ -51,7 +53,7 @@ def _metadata(file, name):
 
 def _features(file): return _metadata(file, b'huggingface').get('info', {}).get('features', {})
 
-def _label_columns(file):
+def _label_columns(place, file):
     "Return the columns that could hold the class."
     import pyarrow as pa
     declared = [name for name,feature in _features(file).items() if feature.get('_type')=='ClassLabel']
@@ -59,7 +61,7 @@ def _label_columns(file):
     def could_be(field):
         if field.name.startswith('__index') or field.name.lower() in SPLIT_COLUMNS: return False # pandas' row names
         return is_words(field.type) or pa.types.is_integer(field.type)
-    paths = _path_columns(file)
+    paths = _path_columns(place, file)
     return [field.name for field in file.schema_arrow if could_be(field) and field.name not in paths]
 
 def find_columns(
@@ -69,19 +71,19 @@ def find_columns(
 ) -> tuple: # names of the columns with the images and the labels
     "Find the columns of images and labels."
     schema = file.schema_arrow
-    images = [field.name for field in schema if _bytes_leaf(field)] or _path_columns(file)
+    images = [field.name for field in schema if _bytes_leaf(field)] or _path_columns(place, file)
     image = choose_column(place, schema.names, images, IMAGE_COLUMNS, 'image', options.image_column)
-    labels = [name for name in _label_columns(file) if name!=image]
+    labels = [name for name in _label_columns(place, file) if name!=image]
     return image, choose_column(place, schema.names, labels, LABEL_COLUMNS, 'label', options.label_column)
 
 # %% ../nbs/library/08_parquet.ipynb #08a00006
-def _written_paths(file, column):
+def _written_paths(path, file, column):
     "Return the path that stands in every cell, or `None` where there is none."
     field = file.schema_arrow.field(column)
-    if is_words(field.type): return file.read([column]).column(0).to_pylist()
+    if is_words(field.type): return read_column(path, column).to_pylist()
     has_path = _bytes_leaf(field)!=column and 'path' in [f.name for f in field.type]
     if not has_path: return [None]*file.metadata.num_rows
-    return [cell and cell['path'] for cell in file.read([f'{column}.path']).column(0).to_pylist()]
+    return [cell and cell['path'] for cell in read_column(path, f'{column}.path').to_pylist()]
 
 def _cells(path, root, column):
     "Return of one parquet file (sources, are they all in it?, N written paths)."
@@ -89,7 +91,7 @@ def _cells(path, root, column):
     field = file.schema_arrow.field(column)
     leaf = _bytes_leaf(field)
     n = file.metadata.num_rows
-    written = _written_paths(file, column) if leaf or is_words(field.type) else [None]*n
+    written = _written_paths(path, file, column) if leaf or is_words(field.type) else [None]*n
     shard = ParquetShard(path, leaf) if leaf else None
     empty = rows_without_bytes(shard) if leaf else list(range(n))
     lost = [row for row in empty if not written[row]]
@@ -104,7 +106,7 @@ def _cells(path, root, column):
 def _label_values(paths, column):
     "Return the label column of all files, words or numbers."
     import pyarrow as pa
-    columns = [open_parquet(path).read([column]).column(0) for path in paths]
+    columns = [read_column(path, column) for path in paths]
     kinds = [pa.string() if is_words(c.type) else c.type for c in columns]
     if len({is_words(kind) for kind in kinds})>1:
         odd = next(i for i,kind in enumerate(kinds) if is_words(kind)!=is_words(kinds[0]))
@@ -161,7 +163,7 @@ def _details(paths, root):
     "Return the fields of an `ImageSet` that only files of ours have, and a name."
     meta = _metadata(open_parquet(paths[0]), b'pca_nb')
     if not meta: return dict(name=root.stem)
-    index = [torch.tensor(open_parquet(path).read(['index'])['index'].to_pylist()) for path in paths]
+    index = [torch.tensor(read_column(path, 'index').to_pylist()) for path in paths]
     return dict(name=meta.get('name', root.stem), grid=meta.get('grid', 1), stats=_stats(meta), index=torch.cat(index))
 
 def _split_words(paths):
@@ -171,7 +173,7 @@ def _split_words(paths):
     if not found: return None
     return _label_values(paths, found[0]).to_pylist()
 
-# %% ../nbs/library/08_parquet.ipynb #95d3ad1d
+# %% ../nbs/library/08_parquet.ipynb #31896b31
 def _sources(paths, home, column):
     "Return sources and names of the images of all files."
     cells = [_cells(path, home, column) for path in paths]
@@ -197,7 +199,7 @@ def _list_rows(root, paths, options, chosen):
                       chosen.splits or part.splits, details=_details(paths, root))
     return listing.take(part.rows) if len(part.rows)<n else listing
 
-# %% ../nbs/library/08_parquet.ipynb #62bc1cef
+# %% ../nbs/library/08_parquet.ipynb #fb6b7184
 def list_parquet(
     path,  # a .parquet file, or a folder with some in it or below
     options:ReadOptions=ReadOptions(), # `split`, `image_column`, `label_column`, `config`
