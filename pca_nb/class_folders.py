@@ -34,7 +34,7 @@ def split_folders(
                       fix=f"give {place}/{splits['train']} and the others by themselves")
     return {}
 
-# %% ../nbs/library/06b_class_folders.ipynb #6b000009
+# %% ../nbs/library/06b_class_folders.ipynb #6b000019
 def _unwrap(names, wrappers):
     "Return the folder, with its slash, that wraps all class folders; '' if there is none."
     inside = ''
@@ -54,6 +54,7 @@ def _check_classes(place, inside, classes):
                       fix="a classifier needs at least two: add the folders of the others, or give the folder "
                           "whose sub-folders are the classes")
 
+# %% ../nbs/library/06b_class_folders.ipynb #6b000009
 def sort_into_classes(
     place,         # the folder or archive, for messages
     names:list,    # paths of images, relative

@@ -28,13 +28,14 @@ from pca_nb.core import Refused
 from pca_nb.files import encode_images, read_folder, save_folder, save_npz
 from pca_nb.imageset import ImageSet
 from pca_nb.layouts import list_images, read_images
-from pca_nb.listing import find_damaged, median_side, read_listing, ReadingNote, ReadOptions
+from pca_nb.listing import find_damaged, median_side, read_listing, ReadOptions
+from pca_nb.progress import ReadingNote
 from pca_nb.decode import LazyImages
 from pca_nb.parquet import read_parquet, save_parquet
 from pca_nb.shards import is_webdataset
 from pca_nb.webdataset import list_webdataset, save_webdataset
 
-pytestmark = pytest.mark.filterwarnings('ignore::pca_nb.listing.ReadingNote')
+pytestmark = pytest.mark.filterwarnings('ignore::pca_nb.progress.ReadingNote')
 
 
 # ---- helpers ----

@@ -23,9 +23,9 @@ from pca_nb.core import Refused
 from pca_nb.datasets import load_data
 from pca_nb.hub_layout import split_files
 from pca_nb.layouts import find_layout, list_images
-from pca_nb.listing import ReadingNote
+from pca_nb.progress import ReadingNote
 
-pytestmark = pytest.mark.filterwarnings('ignore::pca_nb.listing.ReadingNote')
+pytestmark = pytest.mark.filterwarnings('ignore::pca_nb.progress.ReadingNote')
 
 
 # ---- helpers ----
