@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import pca_nb as pn
-from pca_nb import cli_reading, duplicates
+from pca_nb import cli_reading, duplicates, terminal
 from pca_nb.board import words_of
 from pca_nb.core import Refused
 from pca_nb.decode import LazyImages
@@ -128,11 +128,12 @@ def test_sets_on_demand_are_hashed_as_resident_ones():
 def test_hashing_reads_a_set_on_demand_batch_by_batch(monkeypatch):
     "Never more than three batches are decoded at once."
     s = pn.sample_photos(16)
-    held, most = set(), 0
+    held, most, largest = set(), 0, 0
 
     class Watched(LazyImages):
         def start(self, idx):
-            nonlocal most
+            nonlocal most, largest
+            largest = max(largest, len(idx))
             wait = super().start(idx)
             held.add(id(wait))
             most = max(most, len(held))
@@ -143,7 +144,7 @@ def test_hashing_reads_a_set_on_demand_batch_by_batch(monkeypatch):
             return watched
     monkeypatch.setattr(duplicates, '_BATCH', 2)
     duplicates.hash_images(Watched(encode_images(s), 16))
-    assert most <= 3
+    assert largest == 2 and most <= 3
 
 
 def test_near_duplicates_are_reported_only_on_request_and_never_refused(pets):
@@ -260,6 +261,8 @@ def test_skip_damaged_lists_what_it_leaves_out(pets, tmp_path, shell):
     assert (tmp_path/'damaged.txt').read_text() == 'cat/empty.png\tan empty file\n'
     said = shell('evaluate', tmp_path/'small', '--test', pets, '--epochs', 2, '--seeds', 1, '--home', tmp_path/'h',
                  '--skip-damaged', *CPU)
+    shell(*words[:-4], '--out', tmp_path/'again', '--skip-damaged', *CPU)
+    assert (tmp_path/'damaged.txt').read_text() == 'cat/empty.png\tan empty file\n'      # not twice
     assert 'damaged.txt' in said and (tmp_path/'h'/'damaged.txt').read_text().startswith('dog/cut.png\t')
 
 
@@ -336,12 +339,13 @@ def test_odd_names_in_the_shell(odd_pets, tmp_path, shell):
     said = shell('inspect', odd_pets)
     is_plain(said)
     assert r'a\x1b[31mred\nnl<b> 4, dog 4' in said
-    said = shell('compress', odd_pets, '--method', 'random', '--ipc', 2, '--out', tmp_path/'small', *CPU)
+    small = tmp_path/f'small {ODD}'
+    said = shell('compress', odd_pets, '--method', 'random', '--ipc', 2, '--out', small, *CPU)
     is_plain(said)
     assert r'\x1b[31mred\nnl' in said
-    with (tmp_path/'small'/'chosen.csv').open(newline='') as f: rows = list(csv.DictReader(f))
+    with (small/'chosen.csv').open(newline='') as f: rows = list(csv.DictReader(f))
     assert {r['class'] for r in rows} == {ODD, 'dog'}     # a table for programs keeps names as they are
-    said = shell('evaluate', tmp_path/'small', '--test', odd_pets, '--epochs', 1, '--seeds', 1, *CPU)
+    said = shell('evaluate', small, '--test', odd_pets, '--epochs', 1, '--seeds', 1, '--home', small, *CPU)
     is_plain(said)
 
 
@@ -352,12 +356,23 @@ def test_odd_names_in_refusals_and_notes(odd_pets, shell):
     (odd_pets/'dog'/f'notes{ODD}.txt').write_text('dear diary')
     said = shell('compress', odd_pets, '--method', 'random', '--ipc', 2, '--out', odd_pets.parent/'o', *CPU, ok=False)
     is_plain(said)
-    assert said.count('\n') == said.count('pca-nb: ')      # a note and a refusal, a line each
+    assert said.count('\n') == said.count('pca-nb: ') == 2     # a note and a refusal, a line each
+    assert '1 files skipped' in said.splitlines()[0]
+    is_plain(shell('score', odd_pets, '--out', f'/proc/{ODD}/x.npz', *CPU, ok=False))      # the system's own error
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter('always')
         pn.load_data(odd_pets, skip_damaged=True)
     assert len(notes) == 2
     for note in notes: is_plain(str(note.message))
+
+
+def test_nothing_that_is_printed_is_markup(capsys):
+    for name in ('[/b]', '[bold]x[/bold]', ':smile:', ODD):
+        terminal.out.print(f'{terminal.one_line(name)} there')
+        terminal.show(pd.DataFrame({name: [name]}, index=[name]), name)
+        said = capsys.readouterr().out
+        is_plain(said)
+        assert said.count(name.replace('\x1b', r'\x1b').replace('\n', r'\n')) >= 4 or '\n' in name
 
 
 def test_odd_names_on_pages(odd_pets):
