@@ -4,13 +4,14 @@ V := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(V)/python -m pytest -n 2 --dist worksteal
 SLOW := lab notebooks docs tutorials faults processes cli bench
 
-.PHONY: demo test quick lint lab export save readme map docs
+.PHONY: demo test quick lint lab export save readme map results docs
 .DEFAULT_GOAL := test
 
 .venv/ok: settings.ini setup.py pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(V)/python -m pip install -q -e '.[dev]'
 	$(V)/python -m pip install -q --no-deps rethinkdc==0.3.2   # its reader is a test's oracle; its wandb and torchaudio are not needed
+	$(V)/python -m pip install -q --no-deps ddranking==0.2.0 timm==1.0.31   # its evaluator is a test's oracle; its numpy<2 is not needed
 	touch $@
 
 demo: .venv/ok            ## the main job on the embedded digits: table, and one HTML page in _runs/
@@ -38,6 +39,9 @@ save: .venv/ok            ## run every notebook in a kernel and keep its outputs
 
 map: .venv/ok             ## the list of notebooks, from their titles
 	$(V)/python tools/map.py
+
+results: .venv/ok         ## nbs/results/README.md: which command made each stored file, who reads it, on which machine
+	$(V)/python tools/results.py
 
 readme: .venv/ok
 	$(V)/python tools/docs.py readme

@@ -5,7 +5,8 @@ from importlib import import_module
 
 _HOMES = {  # name -> the module that defines it, imported when the name is first used
     'ImageSet': 'imageset', 'load_data': 'datasets', 'sample_photos': 'datasets', 'DATASETS': 'datasets',
-    'save_folder': 'files', 'save_npz': 'files', 'save_parquet': 'parquet', 'show_images': 'viz',
+    'save_folder': 'files', 'save_npz': 'files', 'save_parquet': 'parquet', 'save_hub_folder': 'hub_folder',
+    'show_images': 'viz',
     'RECIPES': 'recipes', 'difficulty': 'scores', 'METHODS': 'methods', 'Method': 'methods',
     'inspect': 'inspection', 'score': 'compression', 'compress': 'compression',
     'evaluate': 'evaluation', 'train_teacher': 'evaluation', 'store_labels': 'evaluation',

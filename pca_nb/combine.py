@@ -15,7 +15,7 @@ from torch import Tensor
 from .core import lookup, Refused
 from .machine import thread_pool
 from .progress import progress
-from .imageset import ImageSet
+from .imageset import drop_soft, ImageSet
 from .resize import cell_boxes, cell_edges, crop_resize, resize_weights
 
 # %% ../nbs/library/12_combine.ipynb #e78b8bd2
@@ -107,12 +107,14 @@ def combine(
 ) -> ImageSet:     # n composites with `grid=f`; `index` says which image sits in which cell
     "Tile whole images into composites (Xiao & He 2025, 2502.06434, Sec. 4.2.1)."
     f = _checked_factor(full, idx)
+    if f>1: full = drop_soft(full, 'a composite shows several images')
     images = torch.empty(len(idx), 3, *full.size, dtype=torch.uint8, device=full.labels.device)
     resident = isinstance(full.images, Tensor) and images.device.type=='cpu'
     fill = _tile_in_threads if resident else _tile_in_batches
     fill(images, full, idx, Tiling(f, shrink))
+    soft = None if full.soft is None else full.soft[idx[:,0]]
     return replace(full, images=images, labels=full.labels[idx[:,0]], index=full.index[idx.flatten()].view(idx.shape),
-                   grid=f, files=())
+                   grid=f, files=(), soft=soft)
 
 # %% ../nbs/library/12_combine.ipynb #42805d71
 def assign_to_cells(

@@ -21,7 +21,7 @@ from .files import check_empty_folder
 from .models import make_model
 from .recipes import HARD, OPTIMIZERS, SOFT, SoftRecipe
 from .validate import autocast, best_memory_format
-from .train import LabelSource, param_groups
+from .objective import LabelSource, param_groups
 from .teachers import Teacher, TeacherLabels
 from .label_plan import LabelPlan
 from .label_store import label_batch, write_labels
@@ -127,8 +127,7 @@ def relabel_profile(
     data = replace(photos(4*batch, size), classes=tuple(range(classes)))
     recipe = replace(SOFT, batch=batch, epochs=-(-(steps+3)//4))
     live = TeacherLabels(Teacher(make_model(arch, classes, size), arch, size))
-    # moves the weights to where and how they stay
-    live.teacher_logits(torch.zeros(2, 3, size, size, device=dev), recipe)
+    live.teacher_logits(torch.zeros(2, 3, size, size, device=dev), recipe) # moves the weights to where they stay
     tables = [_profile_format(name, data, recipe, live, dev, steps) for name in FORMATS]
     return pd.concat(tables, ignore_index=True)
 

@@ -83,7 +83,7 @@ def read_entropy(
     what:str,   # 'crops', 'twice', 'theorem', 'exists', 'sets' or 'speed'
     **where,    # other columns and their value: `data='cifar10', net='own', ipc=50`
 ) -> pd.DataFrame: # the rows, without columns that they do not have; of subsets by a score, `random` is in each
-    "Read stored measurements of `tools/entropy.py`."
+    "Read stored measurements of `nbs/results/make/t13_crop_entropy.py`."
     t = pd.read_json(Path(folder)/'entropy.jsonl', lines=True)
     wanted = dict(what=what, **where)
     for column,value in wanted.items(): _check_known(t, column, value)

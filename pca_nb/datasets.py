@@ -17,9 +17,10 @@ from .core import Refused, UnknownName
 from .storage import data_dir
 from .imageset import IMAGENET_STATS, ImageSet
 from .decode import _hold, _resize, center_crop_resize
-from .listing import ReadOptions
+from .listing import read_listing, ReadOptions
 from .files import read_folder
 from .parquet import read_parquet
+from .image_lists import list_tiny_imagenet
 from .layouts import read_images
 
 # %% ../nbs/library/09_datasets.ipynb #b1ba6686
@@ -93,13 +94,8 @@ def _imagenet(split, size, zoom):
 def _tiny(split, size, zoom):
     root = data_dir()/'tiny-imagenet-200'
     if not root.exists(): raise Refused(f"Tiny-ImageNet is not at {root}", fix="unpack tiny-imagenet-200.zip there")
-    if split=='train': return read_folder(root/'train', size, zoom)
-    classes = tuple(sorted(d.name for d in (root/'train').iterdir() if d.is_dir()))
-    lines = (root/'val'/'val_annotations.txt').read_text().splitlines()
-    files,wnids = zip(*[line.split('\t')[:2] for line in lines])
-    paths = [str(root/'val'/'images'/f) for f in files]
-    images = _hold(paths, size, zoom, None, 'reading tinyimagenet test')
-    return ImageSet(images, torch.tensor([classes.index(w) for w in wnids]), classes, files=files)
+    options = ReadOptions(dict(train='train', test='validation')[split], size, zoom)
+    return read_listing(list_tiny_imagenet(root, options), options)
 
 # %% ../nbs/library/09_datasets.ipynb #09a00005
 def _first_classes(name, n, split, size, zoom):
@@ -148,7 +144,6 @@ def load_data(
     what = str(what)
     path = Path(what)
     if what in DATASETS: return _known(what, split, size, zoom)
-    if path.suffix=='.parquet' or (path.is_dir() and any(path.glob('*.parquet'))): return read_parquet(path, size, zoom)
     if path.exists() or path.suffix: return read_images(path, ReadOptions(split, size, zoom, **options))
     raise UnknownName(f"{what!r} is neither a folder or file nor a known data set",
                       fix=f"choose one of {', '.join(DATASETS)}, or give a path")

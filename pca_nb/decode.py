@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
-from .core import Refused
+from .core import printable, Refused
 from .machine import thread_pool
 from .progress import progress
 
@@ -56,7 +56,8 @@ def center_crop_resize(
     return out if out.dtype==torch.uint8 else out.round().to(torch.uint8)
 
 # %% ../nbs/library/06_decode.ipynb #f879ccc1
-_UNREADABLE = OSError, SyntaxError, ValueError, Image.DecompressionBombError # what Pillow says of bad files
+_UNREADABLE = ( # what Pillow says of bad files; RuntimeError of an AVIF
+    OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
 MAX_JPEG_BYTES = 2**28 # bytes; a JPEG file above this is not read whole
 try: from torchvision.io import ImageReadMode, decode_jpeg
 except ImportError: decode_jpeg = None # torchvision 0.29 announces that it will go; Pillow then does the same, slower
@@ -85,6 +86,7 @@ def _jpeg(src):
 # %% ../nbs/library/06_decode.ipynb #06a00009
 def _what_is_wrong(src, error):
     "Return in words why a file cannot be read."
+    if hasattr(src, 'read'): return str(error) # it could not be fetched
     if isinstance(src, bytes): n = len(src)
     elif Path(src).exists(): n = Path(src).stat().st_size
     else: return 'no such file'
@@ -125,7 +127,7 @@ class LazyImages:
     def __len__(self): return len(self.sources)
     def name(self, i:int) -> str:
         "Return what to call image `i` in a message."
-        if not isinstance(self.sources[i], bytes): return str(self.sources[i])
+        if not isinstance(self.sources[i], bytes): return printable(self.sources[i])
         return f'{self.where}, image {i}' if self.where else f'image {i}'
 
     def decode(self, i:int) -> Tensor: # (3,size,size) uint8
@@ -190,8 +192,9 @@ def check_headers(
 ):
     "Refuse files that are no images, by name; pixels are not decoded."
     def look(i):
-        src = load_source(lazy.sources[i])
+        src = lazy.sources[i]
         try:
+            src = load_source(src)
             with _open(src): pass
         except _UNREADABLE as e:
             raise Refused(f"{lazy.name(i)}: {_what_is_wrong(src, e)}", fix="repair or remove it") from e

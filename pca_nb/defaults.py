@@ -19,7 +19,7 @@ from .machine import pick_device
 from .imageset import ImageSet
 from .models import make_model
 from .recipes import RECIPES, Recipe
-from .train import LabelSource
+from .objective import LabelSource
 from .scores import (
     Dynamics, ScoringCfg, difficulty, read_ccs_scores, read_dynamics, record_dynamics)
 from .teachers import Teacher, TeacherLabels, check_teacher, load_teacher, min_top1

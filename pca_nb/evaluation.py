@@ -14,12 +14,14 @@ import pandas as pd
 from .core import Refused, config_hash, lookup, to_jsonable
 from .storage import check_writable
 from .machine import environment_info, pick_device
-from .imageset import ImageSet, content_hash, match_classes
+from .imageset import ImageSet, content_hash, match_classes, rename_by_order
 from .files import check_empty_folder
 from .models import make_model
 from .recipes import RECIPES, Recipe
-from .train import LabelSource, train
-from .teachers import Teacher, TeacherCfg, TeacherLabels, make_teacher
+from .objective import LabelSource
+from .train import train
+from .teachers import check_teacher, Teacher, TeacherCfg, TeacherLabels, make_teacher
+from .given_labels import GivenLabels
 from .label_plan import LabelPlan, LabelStoreCfg
 from .label_store import write_labels
 from .stored_labels import StoredLabels
@@ -34,8 +36,12 @@ def check_teachers_fit(
     teachers,   # what was given: `Teacher`s, files, stored labels, or nothing
 ):
     "Refuse a soft recipe without a teacher, and a hard one with it."
-    soft = lookup(RECIPES, recipe, 'recipe').soft
+    wanted = lookup(RECIPES, recipe, 'recipe')
+    soft = wanted.soft and not wanted.given
     given = teachers not in ('', (), [])
+    if given and wanted.given:
+        raise Refused(f'recipe={recipe!r} learns from the labels of the set',
+                      "leave the teacher out, or take recipe='soft'")
     if soft and not given:
         raise Refused(f'recipe={recipe!r} learns from a teacher', 'give one with `teachers` (--teacher)')
     if given and not soft:
@@ -55,19 +61,24 @@ class EvaluationPlan:
     least:float=0.      # top-1 that a teacher must reach, percent; 0 = twice chance
     device:object=None  # `None`: `pick_device`
     home:object=None    # folder for rows and checkpoints; `None`: neither is kept
+    match:str='name'    # how test classes are matched: by 'name' or by 'order', see `match_classes`
     cfg:Recipe|None=field(default=None, init=False)         # the recipe, every constant filled in
     labels:LabelSource|None=field(default=None, init=False) # where labels come from
 
     def __post_init__(self):
         check_teachers_fit(self.recipe, self.teachers)
         pick_device(self.device)
+        if self.match=='order': self.data = rename_by_order(self.data, self.test)
         self.test = match_classes(self.test, self.data)
         if self.test.grid>1: raise Refused(f'{self.test!r} holds composites', 'test on whole images')
         self.arch = self.arch or default_arch(self.data, self.device)
         warn_if_slow(self.arch, self.data.size[0], self.device)
         self.cfg = default_recipe(self.data, self.recipe, self.epochs)
-        self.labels = label_source(self.data, self.teachers, self.test, self.arch, self.least)
+        sources = self.data, self.teachers, self.test, self.arch, self.least
+        self.labels = GivenLabels(self.data) if self.cfg.given else label_source(*sources)
         self.labels.check(self.data, self.cfg)
+        if self.match=='order' and self.data.grid==1: # a teacher knows whether the order is right
+            for t in getattr(self.labels, 'teachers', ()): check_teacher(t, self.data, least=0.)
 
 # %% ../nbs/app/53_evaluation.ipynb #0a4e0020
 @dataclass

@@ -19,7 +19,7 @@ from .imageset import ImageSet
 from .mix import MixParams
 from .augment import ViewParams
 from .recipes import SoftRecipe
-from .train import LabelSource
+from .objective import LabelSource
 from .codecs import CODECS, row_bytes, smallest_uint
 
 # %% ../nbs/library/24a_label_plan.ipynb #0048357a

@@ -15,6 +15,14 @@ from .imageset import ImageSet
 from .listing import Listing, read_listing, ReadOptions
 from .class_folders import is_class_folder, list_class_folder
 from .files import is_export, is_npz, list_export, list_npz, name_file_in_errors
+from .parquet import is_parquet, list_parquet
+from .image_lists import (
+    is_image_list, is_imagenet, is_tiny_imagenet, list_image_list, list_imagenet, list_tiny_imagenet)
+from .cifar_files import is_cifar, list_cifar
+from .archives import is_zip, list_zip
+from .tensor_files import is_tensor_file, is_tensor_folder, list_tensor_file, list_tensor_folder
+from .shards import is_webdataset
+from .webdataset import list_webdataset
 
 # %% ../nbs/library/08z_layouts.ipynb #8f000006
 @dataclass(frozen=True)
@@ -23,11 +31,40 @@ class Layout:
     recognise:Callable # recognise(path) -> bool; looks at names, reads at most a header
     list:Callable      # list(path, options) -> Listing
     example:str        # what it looks like, for tables
+    reading:str=''     # how it is read, for tables
 
 LAYOUTS = { # name -> Layout, tried in this order
-    'written by save_npz':    Layout(is_npz, list_npz, 'set.npz'),
-    'written by save_folder': Layout(is_export, list_export, 'set/pca_nb.json, set/images/dog/00000.png'),
-    'class folders':          Layout(is_class_folder, list_class_folder, 'pets/train/dog/1.jpg, or pets/dog/1.jpg'),
+    'written by save_npz': Layout(
+        is_npz, list_npz, 'set.npz', 'pixels, labels and provenance as they were saved'),
+    'written by save_folder': Layout(
+        is_export, list_export, 'set/pca_nb.json, set/images/dog/00000.png', 'by its manifest'),
+    'image list': Layout(
+        is_image_list, list_image_list, 'pets.csv, pets.tsv',
+        'a line per image; paths are relative to the list; a column `split` is heeded'),
+    "CIFAR's Python files": Layout(
+        is_cifar, list_cifar, 'cifar-10-batches-py/data_batch_1, cifar-100-python/train',
+        'step by step, without unpickling; `label_column` chooses coarse labels'),
+    'Tiny-ImageNet': Layout(
+        is_tiny_imagenet, list_tiny_imagenet, 'tiny-imagenet-200/val/val_annotations.txt',
+        'training images by folder, validation images by their annotations'),
+    'ImageNet': Layout(
+        is_imagenet, list_imagenet, 'val/ILSVRC2012_val_00000001.JPEG',
+        'validation images by a list of synsets beside or above them'),
+    'parquet': Layout(
+        is_parquet, list_parquet, 'pets.parquet, hf/README.md, hf/data/train-00000-of-00002.parquet',
+        'bytes or paths in one column, numbers or words in another; splits by the card or by names'),
+    'zip of class folders': Layout(
+        is_zip, list_zip, 'pets.zip', 'as class folders, without unpacking'),
+    'WebDataset, or a tar of class folders': Layout(
+        is_webdataset, list_webdataset, 'pets.tar, shards/train-000000.tar',
+        'by offsets in the archive; a label beside each image, or class folders'),
+    'file of tensors': Layout(
+        is_tensor_file, list_tensor_file, 'set.pt', 'pixels and labels, also soft ones, without unpickling objects'),
+    'folder of tensors': Layout(
+        is_tensor_folder, list_tensor_folder, 'images_best.pt, labels_best.pt, lr_best.pt', 'the same, a file each'),
+    'class folders': Layout(
+        is_class_folder, list_class_folder, 'pets/train/dog/1.jpg, or pets/dog/1.jpg',
+        'what Pillow decodes, in the order of ImageFolder; splits by folder'),
 }
 
 # %% ../nbs/library/08z_layouts.ipynb #8f000007

@@ -28,7 +28,8 @@ from .augment import apply_view, AugmentCfg, draw_view
 from .models import make_model
 from .recipes import HARD, OPTIMIZERS
 from .validate import best_memory_format, validate
-from .train import Callback, param_groups, train
+from .objective import param_groups
+from .train import Callback, train
 from .scores import Recorder
 from .reference_loop import (
     loop_combining, loop_selection, photos, reference_reading, reference_training, reference_validation,

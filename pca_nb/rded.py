@@ -14,7 +14,7 @@ import torch, torch.nn.functional as F
 from torch import nn
 from .core import check_fields, lookup, Refused
 from .progress import progress
-from .imageset import ImageSet
+from .imageset import drop_soft, ImageSet
 from .decode import prefetch_batches
 from .prune import check_budget, first_per_class
 from .resize import cell_boxes, cell_edges, crop_resize, draw_crops
@@ -142,6 +142,7 @@ def rded(
 ) -> ImageSet:      # ipc·C composites with `grid=f`, grouped by class; `index` says which image sits in which cell
     "Tile the most realistic crops: realistic diverse efficient distillation (Sun et al. 2024, 2312.03526)."
     _check_rded(full, ipc, net, crops, factor)
+    full = drop_soft(full, 'its images are cropped')
     size = tuple(side//factor for side in full.size)
     labels = full.labels.cpu()
     chosen = first_per_class(torch.randperm(len(full), generator=g), labels, crops.pool)
@@ -166,5 +167,6 @@ def selective_crop(
     "Replace every image by its best crop at full size: D′ of Proposition 4.1 (Xiao & He 2025, 2502.06434; Table 10)."
     check_not_composite(s)
     check_observer(s, net)
+    s = drop_soft(s, 'its images are cropped')
     boxes, _ = best_crops(s, net, crops, s.size, g)
     return replace(s, images=crop_images(s.images, boxes, s.size), files=())

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'OPTIMIZERS', 'SOFT_LOSSES', 'HARD', 'SGD', 'EXTRACT', 'CUTMIX', 'HALF', 'SOFT', 'EDC',
-           'RECIPES', 'Recipe', 'SoftRecipe', 'scale_recipe']
+           'RECIPES', 'Recipe', 'SoftRecipe', 'GivenRecipe', 'scale_recipe']
 
 # %% ../nbs/library/16_recipes.ipynb #d9be2a4b
 import math
@@ -52,7 +52,8 @@ class Recipe:
     label_smoothing:float=0.    # share of a hard label that is spread over all classes, in [0,1)
     eval_every:int=50           # validations at epochs 0, 50, … and the last
     eval_zoom:float=1.          # centre part of test images, see `center_crop_resize`: 256/224 at 224 px
-    soft:ClassVar[bool] = False # learns from a teacher: `SoftRecipe`
+    soft:ClassVar[bool] = False # learns from soft labels: `SoftRecipe`
+    given:ClassVar[bool] = False # from those that came with the set: `GivenRecipe`
     ema:ClassVar[float] = 0.    # averaged weights: `SoftRecipe`
     def __post_init__(self):
         lookup(OPTIMIZERS, self.optimizer, 'optimizer')
@@ -99,6 +100,17 @@ class SoftRecipe(Recipe):
             raise Refused("mix_labels=True",
                           "a teacher answers the mixed image itself, so soft labels are not mixed; set it to False")
 
+# %% ../nbs/library/16_recipes.ipynb #16a00002
+@dataclass(frozen=True)
+class GivenRecipe(SoftRecipe):
+    "A protocol with the soft labels that came with the set, one per image; the defaults are the hard setting's."
+    temperature:float=1.        # the probabilities as they are given
+    given:ClassVar[bool] = True
+    def __post_init__(self):
+        super().__post_init__()
+        if self.loss!='kl':
+            raise Refused(f"loss={self.loss!r} compares logits, given labels are probabilities", "take loss='kl'")
+
 # %% ../nbs/library/16_recipes.ipynb #21c3cd1c
 HARD = Recipe()
 SGD = Recipe(optimizer='sgd', lr=.1, weight_decay=1e-4, decay_all=True)
@@ -115,6 +127,7 @@ RECIPES = { # name -> Recipe
     'ccs':     replace(SGD, epochs=60, batch=256, lr_every='step', lr_min=1e-4, eval_every=10),
     'hard-cutmix': replace(HARD, augment=CUTMIX),
     'soft-plain':  SoftRecipe(),
+    'soft-given':  GivenRecipe(),                          # labels that came with the set
     'soft':        SOFT,                                   # CDA, LPLD, DWA
     'sre2l':       replace(SOFT, batch=1024),
     'soft-32':     replace(SOFT, batch=32),                # Tables 2, 3

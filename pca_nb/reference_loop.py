@@ -20,7 +20,8 @@ from .files import save_folder
 from .augment import normalise
 from .models import make_model
 from .validate import validate
-from .train import param_groups, train
+from .objective import param_groups
+from .train import train
 
 # %% ../nbs/engine/45_reference_loop.ipynb #30ba4ffd
 def _two_photographs():

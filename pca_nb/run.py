@@ -16,7 +16,8 @@ from .imageset import content_hash, ImageSet
 from .files import encode_images
 from .combine import split_cells
 from .models import make_model
-from .train import LabelSource, train
+from .objective import LabelSource
+from .train import train
 from .scores import difficulty, Dynamics
 from .teachers import TeacherLabels
 from .label_plan import LabelPlan

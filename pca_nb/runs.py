@@ -162,6 +162,9 @@ def run_cfg(
     for arch in (o.arch, *o.teachers): lookup(MODELS, arch or p.arch, 'network')
     published = lookup(RECIPES, recipe, 'recipe')
     if not published.soft: _check_hard(recipe, o)
+    if published.given:
+        raise Refused(f"recipe={recipe!r} learns from labels that came with a set, a method's set has none",
+                      fix="take recipe='soft'")
     factor = 1 if m.factor==1 else o.factor or m.factor_at(facts.size)
     tiling = Tiling(factor, o.shrink or p.shrink) if factor>1 else Tiling(1)
     r = _run_recipe(m, published, facts, ipc, factor, o)

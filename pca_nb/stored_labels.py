@@ -16,7 +16,7 @@ from .machine import pick_device
 from .imageset import content_hash, ImageSet
 from .augment import AugmentCfg
 from .recipes import SoftRecipe
-from .train import LabelSource
+from .objective import LabelSource
 from .codecs import CODECS
 from .label_plan import (arrays_to_view, checksum, draw_views, LabelPlan, LabelStoreCfg, replay_epoch,
                                view_to_arrays)

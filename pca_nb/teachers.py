@@ -21,7 +21,8 @@ from .models import fill_weights, make_model
 from .recipes import Recipe, RECIPES
 from .distributed import init_distributed, on_rank_zero
 from .validate import best_memory_format
-from .train import LabelSource, train
+from .objective import LabelSource
+from .train import train
 
 # %% ../nbs/library/23_teachers.ipynb #94e5fdc3
 @dataclass(eq=False)

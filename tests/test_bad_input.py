@@ -494,8 +494,8 @@ def test_absent_stored_image_is_named(stored):
 
 
 # ---- parquet and npz ----
-@pytest.mark.parametrize('columns,known', [(dict(pixels=[b'x'], label=[0]), parquet.IMAGE_COLUMNS),
-                                           (dict(image=[b'x'], kind=[0]), parquet.LABEL_COLUMNS)],
+@pytest.mark.parametrize('columns,known', [(dict(pixels=[.5], label=[0]), parquet.IMAGE_COLUMNS),
+                                           (dict(image=[b'x'], kind=[.5]), parquet.LABEL_COLUMNS)],
                          ids=['image', 'label'])
 def test_parquet_without_the_columns(columns, known, tmp_path, refused):
     "The file, the columns it has, the ones that are looked for, and the way out."
@@ -555,7 +555,7 @@ def test_size_is_kept_for_every_kind_of_file(full, tmp_path):
 LABELS = {'negative': ([0, 1, -1, 1], ('row 2', 'is -1', 'integers from 0')),
           'null': ([0, 1, None, 1], ('row 2', 'is None', 'integers from 0')),
           'fraction': ([.5, 1., 0., 1.], ('row 0', 'is 0.5', 'integers from 0')),
-          'text': (list('xyxy'), ('row 0', "is 'x'", 'integers from 0')),
+          'no word': (['x', 'y', '', 'y'], ('row 2', "is ''", 'name of its class')),
           'gap': ([0, 1, 3, 1], ('label 2', 'without gaps')), 'gap at 0': ([1, 2, 1, 2], ('label 0', 'without gaps'))}
 
 

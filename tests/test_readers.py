@@ -1,4 +1,4 @@
-"""Thousands of damaged image files: no crash, no hang, no memory blow-up; every file is either read or named.
+"""Thousands of damaged image files and archives: no crash, no hang, no memory blow-up; every file is read or named.
 
 A process of its own with four gigabytes of address space more than it starts with does the reading, so that a crash of
 a decoder is a failing test and not the end of pytest."""
@@ -16,22 +16,45 @@ from pca_nb.files import read_folder, save_folder
 from pca_nb.reference_loop import photos
 
 READ = '''
-import io, json, resource, struct, sys, time, zlib
+import io, json, resource, struct, sys, tarfile, tempfile, time, warnings, zipfile, zlib
+from pathlib import Path
 import numpy as np
 from PIL import Image
+from pca_nb.archives import list_zip
 from pca_nb.decode import read_image
+from pca_nb.listing import read_listing, ReadOptions
 from pca_nb.reference_loop import photos
+from pca_nb.webdataset import list_webdataset
+warnings.simplefilter('ignore')  # notes on what is skipped
 per_format, seed = int(sys.argv[1]), int(sys.argv[2])
 rng = np.random.default_rng(seed)
 a = photos(1, 64).images[0].permute(1, 2, 0).numpy()
-def encoded(fmt, mode='RGB', **save):
+def encoded(fmt, mode='RGB', side=64, **save):
     buf = io.BytesIO()
-    Image.fromarray(a).convert(mode).save(buf, fmt, **save)
+    Image.fromarray(a[:side, :side]).convert(mode).save(buf, fmt, **save)
     return buf.getvalue()
 seeds = {'jpeg': encoded('JPEG'), 'progressive jpeg': encoded('JPEG', progressive=True),
          'cmyk jpeg': encoded('JPEG', 'CMYK'), 'png': encoded('PNG'), 'palette png': encoded('PNG', 'P'),
          'webp': encoded('WEBP'), 'bmp': encoded('BMP'), 'tiff': encoded('TIFF', compression='tiff_lzw'),
-         'ppm': encoded('PPM')}
+         'ppm': encoded('PPM'), 'avif': encoded('AVIF')}
+small = [encoded('PNG', side=k) for k in (6, 7, 8, 9)]
+def zipped(method, data=small):
+    with zipfile.ZipFile(buf := io.BytesIO(), 'w', method) as z:
+        for i,b in enumerate(data): z.writestr(f'{i%2}/{i}.png', b)
+    return buf.getvalue()
+def tarred(members, fmt):
+    with tarfile.open(fileobj=(buf := io.BytesIO()), mode='w', format=fmt) as t:
+        for name,b in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(b)
+            t.addfile(info, io.BytesIO(b))
+    return buf.getvalue().rstrip(bytes(1))+bytes(1500)  # with less filling, changes hit more often
+pairs = {f'{i}.{field}': b for i,im in enumerate(small) for field,b in (('png', im), ('cls', b'%d'%(i%2)))}
+records = {f'{i}.{field}': b for i,im in enumerate(small) for field,b in (('png', im), ('json', b'{"label":%d}'%(i%2)))}
+folders = {f'{i%2}/{"x"*(110*(i>1))}{i}.png': im for i,im in enumerate(small)}
+archives = {'zip': zipped(8), 'stored zip': zipped(0), 'tar': tarred(pairs, tarfile.USTAR_FORMAT),
+            'tar of records': tarred(records, tarfile.GNU_FORMAT),
+            'tar of folders': tarred(folders, tarfile.PAX_FORMAT)}
 def flip(b):
     b = bytearray(b)
     for _ in range(rng.integers(1, 9)): b[rng.integers(len(b))] ^= 1<<int(rng.integers(8))
@@ -54,18 +77,24 @@ bombs = [png(w, h, zlib.compress(bytes(10**6))) for w in (1, 30_000, 2**31-1) fo
 bombs += [jpeg(w, h) for w in (1, 9_000, 65_535) for h in (9_000, 65_535)]
 bmp = seeds['bmp']
 bombs += [bmp[:18]+struct.pack('<ii', w, h)+bmp[26:] for w in (1, 2**20, 2**31-1) for h in (2**20, -2**31)]
-files = [('bomb', b) for b in bombs]
-files += [(k, f(b)) for k,b in seeds.items() for f in (flip, cut, junk, head) for _ in range(per_format//4)]
-read_image(seeds['jpeg'], 32)
-read_image(seeds['png'], 32)
+files = [('bomb', b) for b in bombs]+[('zip', zipped(8, [bytes(10**6), png(1, 30_000, zlib.compress(bytes(10**6)))]))]
+files += [(k, f(b)) for k,b in (seeds|archives).items() for f in (flip, cut, junk, head) for _ in range(per_format//4)]
+place = Path(tempfile.mkdtemp())
+def read(kind, b):
+    if kind not in archives: return read_image(b, 32)[None]
+    file = place/('a.zip' if 'zip' in kind else 'a.tar')
+    file.write_bytes(b)
+    listing = list_zip(file) if 'zip' in kind else list_webdataset(file)
+    return read_listing(listing, ReadOptions(size=32)).images
+for kind,b in (seeds|archives).items(): read(kind, b)
 now = int(open('/proc/self/statm').read().split()[0])*4096
 resource.setrlimit(resource.RLIMIT_AS, (now+4*2**30,)*2)
 out = dict(files=len(files), read=0, named=0, slowest=0., odd=[])
 for kind,b in files:
     start = time.perf_counter()
     try:
-        x = read_image(b, 32)
-        assert tuple(x.shape)==(3, 32, 32)
+        x = read(kind, b)
+        assert tuple(x.shape[1:])==(3, 32, 32)
         out['read'] += 1
     except ValueError as e:
         out['named'] += 1
@@ -80,8 +109,8 @@ print(json.dumps(out))
 
 
 def test_mutated_files_are_read_or_named(slow, tally):
-    "Bit flips, truncations, junk, other file types' heads, and sizes from one pixel to 2³¹ in nine formats."
-    r = subprocess.run([sys.executable, '-c', READ, '1600' if slow else '240', '0'], capture_output=True, text=True,
+    "Bit flips, truncations, junk, other file types' heads, and sizes from 1 pixel to 2³¹ in ten formats, two archives."
+    r = subprocess.run([sys.executable, '-c', READ, '1600' if slow else '160', '0'], capture_output=True, text=True,
                        timeout=900, env=os.environ | dict(CI='1'))
     assert r.returncode == 0, r.stderr[-3000:]
     out = json.loads(r.stdout.splitlines()[-1])

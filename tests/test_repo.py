@@ -118,6 +118,35 @@ def test_data_files_are_installed_with_the_package(tmp_path, clean_env):
     assert files and all((tmp_path/'built'/'pca_nb'/'data'/name).exists() for name in files)
 
 
+def functions():
+    "(module, function, its body without the docstring as lines, its parameters without `self`)"
+    for p in sorted((root/'pca_nb').glob('[a-z]*.py')):
+        text = p.read_text(encoding='utf-8')
+        for n in ast.walk(ast.parse(text)):
+            if not isinstance(n, ast.FunctionDef): continue
+            body = n.body[1:] if isinstance(getattr(n.body[0], 'value', None), ast.Constant) else n.body
+            lines = text.splitlines()[body[0].lineno-1:n.end_lineno] if body else []
+            names = [a.arg for a in n.args.posonlyargs+n.args.args+n.args.kwonlyargs if a.arg not in ('self', 'cls')]
+            yield p.stem, n.name, [line.strip() for line in lines], names
+
+
+def test_no_function_is_long():
+    "Counted in characters, so that packing lines does not help; a command of the shell has one parameter per option."
+    for module, name, body, parameters in functions():
+        assert sum(map(len, body)) <= 1400, f'{module}.{name}: steps with names?'
+        assert len(parameters) <= 8 or module.startswith('cli'), f'{module}.{name}: a missing object?'
+
+
+def test_no_cell_is_long():
+    "40 lines, or one class whose methods are short."
+    for p in (root/'nbs').rglob('*.ipynb'):
+        if '.ipynb_checkpoints' in str(p): continue
+        for c in json.loads(p.read_text(encoding='utf-8'))['cells']:
+            one_class = ''.join(c['source']).count('\nclass ') == 1
+            if c['cell_type'] == 'code':
+                assert len(c['source']) <= (80 if one_class else 40), f"{p.name}, cell {c['id']}: two ideas?"
+
+
 def test_nothing_exported_needs_a_development_package():
     text = ''.join(p.read_text() for p in (root/'pca_nb').glob('[a-z]*.py'))
     assert not re.findall(r'^\s*(?:from|import) (?:nbdev|fastcore|execnb|IPython)\b', text, re.M)

@@ -1,4 +1,6 @@
 "The committed rows say what the notebooks and the README say."
+import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,8 @@ from pca_nb.stats import compare
 from pca_nb.core import config_hash
 from pca_nb.tables import read_table, rows_file, runs_for, SCALES, TABLES
 
-results = Path(__file__).resolve().parents[1]/'nbs'/'results'
+root = Path(__file__).resolve().parents[1]
+results = root/'nbs'/'results'
 STORED = sorted({rows_file(s, results).name for s in SCALES if rows_file(s, results).exists()})
 
 
@@ -93,3 +96,27 @@ def test_every_column_of_tables_4_and_5_has_rows():
     f = read_table('t04', 'cifar10', results, (10,))
     for m in BENCH:
         for label in (m, f'{m}, soft'): assert (f.method == label).sum() >= 3, label
+
+
+def test_every_stored_file_is_listed():
+    "nbs/results/README.md says of each file what made it, who reads it and on which machine; dates need git."
+    lines = [line.split(' | ') for line in (results/'README.md').read_text().splitlines() if line.startswith('| `')]
+    listed = {name.strip('| `'): columns for name, *columns in lines}
+    tool = runpy.run_path(str(root/'tools'/'results.py'))
+    assert set(listed) == {p.name for p in tool['files']()}
+    notebooks = tool['notebooks']()
+    for path in tool['files']():
+        now = [tool['MADE'][path.name], tool['readers'](path, notebooks), tool['machines'](path)]
+        assert listed[path.name][:3] == now, f'{path.name}: run `python tools/results.py`'
+
+
+def test_every_maker_is_listed_and_there():
+    "No script makes a file that the list does not name, and the list names no script that is gone."
+    named = set(re.findall(r'nbs/results/make/(\w+\.py)', (results/'README.md').read_text()))
+    assert named == {p.name for p in (results/'make').glob('*.py')}
+
+
+def test_no_experiment_makes_its_own_file():
+    "What takes long is made by a command or a script; a cell that does not run would rot."
+    for p in (root/'nbs'/'experiments').glob('*.ipynb'):
+        assert not re.search(r'#\| *eval: *false', p.read_text()), p.name

@@ -119,7 +119,7 @@ def test_recipes_are_the_papers():
 
 
 def test_every_epoch_has_views_of_its_own(monkeypatch):
-    from pca_nb import train as engine
+    from pca_nb import objective as engine
     seen, draw = [], engine.draw_view
     monkeypatch.setattr(engine, 'draw_view', lambda *a: seen.append(draw(*a)) or seen[-1])
     weights(replace(HARD, epochs=3, batch=50), toy())

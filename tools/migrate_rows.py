@@ -1,14 +1,18 @@
 """Give result rows of version 0.2 the configurations, keys and method names of version 0.3; nothing measured changes.
 
-migrate_rows.py FILE.jsonl...     rows that are new already stay as they are, so a second call changes nothing
+migrate_rows.py FILE...     rows (.jsonl) and recorded scores (.npz); what is new already stays as it is,
+                            so a second call changes nothing
 """
 import json
 import re
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from pca_nb.core import config_hash
 from pca_nb.result_store import row_checksum
+from pca_nb.storage import atomic_write
 
 DISTIL = {'unit': 'stat_scale', 'per': 'views_per', 'keep': 'keep_iterate', 'carry': 'accumulate'}
 VALUES = {'shrink': {'fit': 'lsq'}, 'pool': {'clean': 'shuffled'},
@@ -67,11 +71,28 @@ def row(old):
     return new | ({'check': row_checksum(new)} if 'check' in old else {})
 
 
+def migrate_rows(path):
+    "Rewrite a file of rows."
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text(''.join(json.dumps(row(r)) + '\n' for r in rows))
+    return f'{len(rows)} rows'
+
+
+def migrate_scores(path):
+    "Rewrite the configuration in a file of recorded scores; the scores stay."
+    with np.load(path, allow_pickle=False) as f:
+        arrays = dict(f)
+    meta = json.loads(str(arrays['meta']))
+    if 'stop' in meta:
+        arrays['meta'] = np.array(json.dumps(trained(meta)))
+        atomic_write(path, lambda tmp: np.savez(tmp, **arrays))
+    return 'scores'
+
+
 def main(paths):
     for path in map(Path, paths):
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        path.write_text(''.join(json.dumps(row(r)) + '\n' for r in rows))
-        print(f'{path}: {len(rows)} rows')
+        migrate = migrate_scores if path.suffix == '.npz' else migrate_rows
+        print(f'{path}: {migrate(path)}')
 
 
 if __name__ == '__main__':
