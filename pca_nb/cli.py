@@ -139,7 +139,7 @@ def own_images(
     usual = replace(how, strict=False)==ReadingTest()
     if usual or not test or name in DATASETS: return name, test
     full, held = read_pair(name, test, size, how, home/'x')
-    return full, match_classes(held, full, **how.matching)
+    return full, match_classes(held, full, how.match)
 
 def say_own_duplicates(
     job,       # `Benchmark`

@@ -3,17 +3,20 @@ import csv
 import html
 import io
 import re
+import shutil
 import warnings
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 import pca_nb as pn
-from pca_nb import cli_reading, duplicates, terminal
+from pca_nb import duplicates, terminal
 from pca_nb.board import words_of
 from pca_nb.core import Refused
 from pca_nb.decode import LazyImages
@@ -314,7 +317,48 @@ def test_benchmark_reads_by_the_options_given(pets, tmp_path, shell):
 
 def test_an_unknown_way_to_match_is_refused_before_images_are_read(tmp_path, shell):
     assert 'choose one of name, order' in shell('evaluate', 'nowhere', '--test', 'x', '--match', 'number', ok=False)
-    assert cli_reading.ReadingTest(match='order').matching == dict(match='order')
+
+
+def test_columns_by_name(tmp_path, shell):
+    "A table with two columns of images, and two of numbers."
+    s = pn.sample_photos(16)
+    cells, others = ([dict(bytes=b, path=None) for b in encode_images(replace(s, images=x))]
+                     for x in (s.images, 255 - s.images))
+    table = pa.table(dict(before=cells, after=others, kind=s.labels.tolist(), year=[0, 1]*8))
+    pq.write_table(table, tmp_path/'t.parquet')
+    words = 'compress', tmp_path/'t.parquet', '--method', 'random', '--ipc', 8, *CPU
+    assert '--image-column' in shell(*words, '--out', tmp_path/'x', ok=False)
+    named = '--image-column', 'after', '--label-column', 'year'
+    assert '8 per class' in shell('inspect', tmp_path/'t.parquet', *named)
+    shell(*words, '--out', tmp_path/'small', *named)
+    small = pn.load_data(tmp_path/'small')
+    back = small[small.index[:, 0].argsort()]
+    assert (back.images == 255 - s.images).all() and back.labels.tolist() == [0, 1]*8
+
+
+def test_matching_by_order(pets, tmp_path, shell):
+    "Folders of a distilled set are numbered, those of the test set are named."
+    for path in pets.rglob('cat/*'): Image.open(path).point(lambda v: v//4).save(path)      # dark: easy to tell
+    (tmp_path/'small').mkdir()
+    for k, c in enumerate(('cat', 'dog')):
+        (pets/'train'/c).rename(tmp_path/'small'/f'new00{k}')
+    words = 'evaluate', tmp_path/'small', '--test', pets/'test', '--epochs', 1, '--seeds', 1, *CPU
+    assert '--match order' in shell(*words, ok=False)
+    assert 'top-1' in shell(*words, '--match', 'order')
+    words = 'train-teacher', tmp_path/'small', '--test', pets/'test', '--epochs', 20, '--out', tmp_path/'t.pt', *CPU
+    assert 'top-1' in shell(*words, '--match', 'order')
+
+
+def test_hub_folders_and_archives_are_inspected_like_folders(pets, tmp_path, shell):
+    (tmp_path/'hub'/'data').mkdir(parents=True)
+    for split in ('train', 'test'):
+        pn.save_parquet(pn.load_data(pets, split), tmp_path/'hub'/'data'/f'{split}-00000-of-00001.parquet')
+    shutil.make_archive(str(tmp_path/'zipped'), 'zip', pets.parent, 'pets')
+    for place in (tmp_path/'hub', tmp_path/'zipped.zip'):
+        seen = inspect(place, near=True)
+        assert {name: len(s.listing) for name, s in seen.splits.items()} == dict(train=16, test=8), place
+        assert seen.ok and str(seen.duplicates) == 'no duplicates among 24 images'
+        assert '8 per class' in shell('inspect', place)
 
 
 # names from outside
@@ -368,7 +412,7 @@ def test_odd_names_in_refusals_and_notes(odd_pets, shell):
 
 def test_nothing_that_is_printed_is_markup(capsys):
     for name in ('[/b]', '[bold]x[/bold]', ':smile:', ODD):
-        terminal.out.print(f'{terminal.one_line(name)} there')
+        terminal.out.print(f'{name} there')
         terminal.show(pd.DataFrame({name: [name]}, index=[name]), name)
         said = capsys.readouterr().out
         is_plain(said)
