@@ -8,7 +8,7 @@ __all__ = ['Home', 'Workers', 'DataArgument', 'DataOption', 'Methods', 'Ipcs', '
            'ReportTable', 'ReportScale', 'TableName', 'TableScaleName', 'TableIpcs', 'MostSeeds', 'TableRows',
            'Quick', 'Only', 'SpeedOut', 'OLD_COMMANDS', 'run_announced', 'demo', 'teachers_of',
            'label_bytes_ratio', 'ipc_list', 'method_list', 'one_name', 'say_cost_of_sets', 'own_images',
-           'say_own_duplicates', 'benchmark_command', 'show_benchmark', 'report_command', 'table',
+           'say_own_duplicates', 'show_benchmark', 'benchmark_command', 'report_command', 'table',
            'show_speed', 'fail_if_regressed', 'speed_command', 'main']
 
 # %% ../nbs/app/59_cli.ipynb #0a540002
@@ -139,7 +139,7 @@ def own_images(
     usual = replace(how, strict=False)==ReadingTest()
     if usual or not test or name in DATASETS: return name, test
     full, held = read_pair(name, test, size, how, home/'x')
-    return full, match_classes(held, full, **how.matching)
+    return full, match_classes(held, full, how.match)
 
 def say_own_duplicates(
     job,       # `Benchmark`
@@ -162,6 +162,18 @@ RowsFile = A[Optional[Path], option("JSON-lines file that keeps the rows; defaul
 OwnTest = A[str, option("Test images, when DATA is your own.")]
 CellFactor = A[int, option("Composites: cells along each axis; 0 = the method's own, 2.", min=0)]
 CellShrink = A[str, option("Composites: antialias or lsq; empty = the data set's protocol.")]
+
+# %% ../nbs/app/59_cli.ipynb #0a540018
+def show_benchmark(
+    job,   # `Benchmark`
+    store, # `ResultStore` with its rows
+):
+    "Print the table of a benchmark."
+    from pca_nb.stats import format_table, summary
+    from pca_nb.tables import label_rows
+    first = job.runs[0][1]
+    title = f"{job.data.name}, {','.join(job.recipes)}, {first.arch} at {first.size} px"
+    show(format_table(summary(label_rows(job.runs, store))), title)
 
 # %% ../nbs/app/59_cli.ipynb #0a540008
 @app.command(name='benchmark')
@@ -195,17 +207,6 @@ def benchmark_command(
     show_benchmark(job, store)
     say_cost_of_sets(frame)
     out.print(f'rows: {store.path.resolve()}')
-
-def show_benchmark(
-    job,   # `Benchmark`
-    store, # `ResultStore` with its rows
-):
-    "Print the table of a benchmark."
-    from pca_nb.stats import format_table, summary
-    from pca_nb.tables import label_rows
-    first = job.runs[0][1]
-    title = f"{job.data.name}, {','.join(job.recipes)}, {first.arch} at {first.size} px"
-    show(format_table(summary(label_rows(job.runs, store))), title)
 
 # %% ../nbs/app/59_cli.ipynb #0a540010
 RowsArgument = A[Path, typer.Argument(help="JSON-lines file of rows, from `benchmark` or `demo`.")]

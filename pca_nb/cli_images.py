@@ -76,9 +76,8 @@ Near = A[bool, option("Look for near-duplicates too: the same picture saved agai
 def inspect_command(path:Place, size:Size=0, duplicates:Duplicates=None, near:Near=False, *, how):
     "Say what a place holds and how it would be read: splits, classes, sizes, damaged images, duplicates, memory."
     from pca_nb.inspection import inspect
-    found = inspect(path, how.split, duplicates, near, how.strict, size=size or None, image_column=how.image_column,
-                    label_column=how.label_column, skip_damaged=how.skip_damaged)
-    out.print(str(found))
+    found = inspect(path, how.split, duplicates, near, how.strict, size=size or None, **how.options)
+    for line in str(found).splitlines(): out.print(line)
     if found.ok: return
     complain('; '.join(found.reasons))
     raise typer.Exit(2)

@@ -104,9 +104,10 @@ def evaluate(
     from pca_nb.machine import pick_device
     check_names(arch, device, recipes=[recipe])
     s, held = read_pair(data, test, size, how, home and home/'x')
-    job = Evaluation(s, held, recipe, stored_or_files(teacher), arch, epochs, least, device, home, **how.matching)
+    job = Evaluation(s, held, recipe, stored_or_files(teacher), arch, epochs, least, device, home, how.match)
     say_labels(job, least)
-    out.print(f'train: {s!r}\ntest:  {job.test!r}')
+    out.print(f'train: {s!r}')
+    out.print(f'test:  {job.test!r}')
     out.print(f'{job.arch}, {recipe}: {job.cfg.epochs} epochs, batch {job.cfg.batch}, '
               f'patches {job.cfg.augment.patches}, on {pick_device(device)}')
     with announced(job.workload(seeds)):
@@ -147,12 +148,14 @@ def train_teacher_command(
     path = check_writable(out_file.with_suffix('.pt'))
     check_names(arch, device)
     full, held = read_pair(data, test, size, how, path)
-    held = match_classes(held, full, **how.matching)
+    held = match_classes(held, full, how.match)
     cfg = teacher_run(full, arch, epochs, seed, device)
     steps = () if path.exists() else (steps_of(cfg.recipe, len(full)),)
     with announced(Workload(steps)): teacher = train_teacher(full, held, path, arch, epochs, seed, device)
     top1 = check_teacher(teacher, held, least or min_top1(full.n_classes))
-    out.print(f'{full!r}\n{teacher!r}: {top1:.2f} % of {held!r}\nteacher: {path.resolve()}')
+    out.print(f'{full!r}')
+    out.print(f'{teacher!r}: {top1:.2f} % of {held!r}')
+    out.print(f'teacher: {path.resolve()}')
 
 # %% ../nbs/app/58_cli_training.ipynb #9709eb7e
 StudentSet = A[str, typer.Argument(help="The small set: what `compress` wrote, or any labelled image set.")]
@@ -193,9 +196,11 @@ def store_labels_command(
     cfg = LabelStoreCfg(codec, views, current_name(pool), share)
     check_empty_folder(out_folder)
     s, held = read_pair(data, test, size, how, out_folder)
-    job = Evaluation(s, held, recipe, file_list(teacher), arch, epochs, least, device, **how.matching)
+    job = Evaluation(s, held, recipe, file_list(teacher), arch, epochs, least, device, match=how.match)
     say_labels(job)
     out.print(f'{s!r}: {job.cfg.epochs} epochs, {label_bytes(s, job.cfg, cfg):,} bytes of labels to write')
     kept = store_labels(s, job.labels.teachers, out_folder, recipe, cfg, epochs, seed, device)
     usual = fkd_bytes(len(s)*job.cfg.epochs, s.n_classes)
-    out.print(f'{kept!r}\nthe usual format would take {usual:,} bytes\nlabels: {out_folder.resolve()}')
+    out.print(f'{kept!r}')
+    out.print(f'the usual format would take {usual:,} bytes')
+    out.print(f'labels: {out_folder.resolve()}')

@@ -19,16 +19,15 @@ from rich.table import Table
 FIRST = os.environ.get('RANK', '0')=='0' # under torchrun one process speaks and writes
 
 def write_out(
-    text:str,      # anything
-    keep:str='\n', # control characters that stay
+    text, # anything, by its `str`
 ) -> str:
-    "Return a text whose control characters are written out (as `core.printable`, which needs torch)."
-    return ''.join(c if c.isprintable() or c in keep else c.encode('unicode_escape').decode() for c in text)
+    "Return a text in one line, control characters written out (`core.printable`, which needs torch, is the same)."
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in str(text))
 
 class PlainConsole(Console):
     "A console on which nothing is markup and no control character acts."
     def print(self, *objects, **how):
-        "Print lines and tables."
+        "Print a line or a table."
         super().print(*(write_out(o) if isinstance(o, str) else o for o in objects), **how)
 
 out = PlainConsole(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False, emoji=False,
@@ -37,21 +36,20 @@ out = PlainConsole(width=None if sys.stdout.isatty() else 140, highlight=False, 
 def complain(words):
     "Print a line on standard error."
     Console(stderr=True, highlight=False, soft_wrap=True).print('[red]pca-nb:[/red] ', end='')
-    print(write_out(words, keep=''), file=sys.stderr)
+    print(write_out(words), file=sys.stderr)
 
 # %% ../nbs/app/56_terminal.ipynb #44478956
-def _cell(value): return write_out(str(value), keep='')
-
 def show(
     frame,         # `pandas.DataFrame`; column levels are joined
     title:str='',  # a line above it
 ):
     "Print a frame as a table."
-    table = Table(title=_cell(title), title_justify='left')
+    table = Table(title=write_out(title), title_justify='left')
     heads = [frame.index.name or '']
     heads += [' '.join(map(str, c)) if isinstance(c, tuple) else c for c in frame.columns]
-    for i,head in enumerate(heads): table.add_column(_cell(head), justify='right' if i else 'left', no_wrap=True)
-    for name,row in zip(frame.index, frame.itertuples(index=False)): table.add_row(_cell(name), *map(_cell, row))
+    for i,head in enumerate(heads): table.add_column(write_out(head), justify='right' if i else 'left', no_wrap=True)
+    for name,row in zip(frame.index, frame.itertuples(index=False)):
+        table.add_row(write_out(name), *map(write_out, row))
     out.print(table)
 
 # %% ../nbs/app/56_terminal.ipynb #28be3755

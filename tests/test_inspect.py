@@ -3,17 +3,20 @@ import csv
 import html
 import io
 import re
+import shutil
 import warnings
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 import pca_nb as pn
-from pca_nb import cli_reading, duplicates
+from pca_nb import duplicates, terminal
 from pca_nb.board import words_of
 from pca_nb.core import Refused
 from pca_nb.decode import LazyImages
@@ -128,11 +131,12 @@ def test_sets_on_demand_are_hashed_as_resident_ones():
 def test_hashing_reads_a_set_on_demand_batch_by_batch(monkeypatch):
     "Never more than three batches are decoded at once."
     s = pn.sample_photos(16)
-    held, most = set(), 0
+    held, most, largest = set(), 0, 0
 
     class Watched(LazyImages):
         def start(self, idx):
-            nonlocal most
+            nonlocal most, largest
+            largest = max(largest, len(idx))
             wait = super().start(idx)
             held.add(id(wait))
             most = max(most, len(held))
@@ -143,7 +147,7 @@ def test_hashing_reads_a_set_on_demand_batch_by_batch(monkeypatch):
             return watched
     monkeypatch.setattr(duplicates, '_BATCH', 2)
     duplicates.hash_images(Watched(encode_images(s), 16))
-    assert most <= 3
+    assert largest == 2 and most <= 3
 
 
 def test_near_duplicates_are_reported_only_on_request_and_never_refused(pets):
@@ -260,6 +264,8 @@ def test_skip_damaged_lists_what_it_leaves_out(pets, tmp_path, shell):
     assert (tmp_path/'damaged.txt').read_text() == 'cat/empty.png\tan empty file\n'
     said = shell('evaluate', tmp_path/'small', '--test', pets, '--epochs', 2, '--seeds', 1, '--home', tmp_path/'h',
                  '--skip-damaged', *CPU)
+    shell(*words[:-4], '--out', tmp_path/'again', '--skip-damaged', *CPU)
+    assert (tmp_path/'damaged.txt').read_text() == 'cat/empty.png\tan empty file\n'      # not twice
     assert 'damaged.txt' in said and (tmp_path/'h'/'damaged.txt').read_text().startswith('dog/cut.png\t')
 
 
@@ -311,7 +317,48 @@ def test_benchmark_reads_by_the_options_given(pets, tmp_path, shell):
 
 def test_an_unknown_way_to_match_is_refused_before_images_are_read(tmp_path, shell):
     assert 'choose one of name, order' in shell('evaluate', 'nowhere', '--test', 'x', '--match', 'number', ok=False)
-    assert cli_reading.ReadingTest(match='order').matching == dict(match='order')
+
+
+def test_columns_by_name(tmp_path, shell):
+    "A table with two columns of images, and two of numbers."
+    s = pn.sample_photos(16)
+    cells, others = ([dict(bytes=b, path=None) for b in encode_images(replace(s, images=x))]
+                     for x in (s.images, 255 - s.images))
+    table = pa.table(dict(before=cells, after=others, kind=s.labels.tolist(), year=[0, 1]*8))
+    pq.write_table(table, tmp_path/'t.parquet')
+    words = 'compress', tmp_path/'t.parquet', '--method', 'random', '--ipc', 8, *CPU
+    assert '--image-column' in shell(*words, '--out', tmp_path/'x', ok=False)
+    named = '--image-column', 'after', '--label-column', 'year'
+    assert '8 per class' in shell('inspect', tmp_path/'t.parquet', *named)
+    shell(*words, '--out', tmp_path/'small', *named)
+    small = pn.load_data(tmp_path/'small')
+    back = small[small.index[:, 0].argsort()]
+    assert (back.images == 255 - s.images).all() and back.labels.tolist() == [0, 1]*8
+
+
+def test_matching_by_order(pets, tmp_path, shell):
+    "Folders of a distilled set are numbered, those of the test set are named."
+    for path in pets.rglob('cat/*'): Image.open(path).point(lambda v: v//4).save(path)      # dark: easy to tell
+    (tmp_path/'small').mkdir()
+    for k, c in enumerate(('cat', 'dog')):
+        (pets/'train'/c).rename(tmp_path/'small'/f'new00{k}')
+    words = 'evaluate', tmp_path/'small', '--test', pets/'test', '--epochs', 1, '--seeds', 1, *CPU
+    assert '--match order' in shell(*words, ok=False)
+    assert 'top-1' in shell(*words, '--match', 'order')
+    words = 'train-teacher', tmp_path/'small', '--test', pets/'test', '--epochs', 20, '--out', tmp_path/'t.pt', *CPU
+    assert 'top-1' in shell(*words, '--match', 'order')
+
+
+def test_hub_folders_and_archives_are_inspected_like_folders(pets, tmp_path, shell):
+    (tmp_path/'hub'/'data').mkdir(parents=True)
+    for split in ('train', 'test'):
+        pn.save_parquet(pn.load_data(pets, split), tmp_path/'hub'/'data'/f'{split}-00000-of-00001.parquet')
+    shutil.make_archive(str(tmp_path/'zipped'), 'zip', pets.parent, 'pets')
+    for place in (tmp_path/'hub', tmp_path/'zipped.zip'):
+        seen = inspect(place, near=True)
+        assert {name: len(s.listing) for name, s in seen.splits.items()} == dict(train=16, test=8), place
+        assert seen.ok and str(seen.duplicates) == 'no duplicates among 24 images'
+        assert '8 per class' in shell('inspect', place)
 
 
 # names from outside
@@ -336,12 +383,13 @@ def test_odd_names_in_the_shell(odd_pets, tmp_path, shell):
     said = shell('inspect', odd_pets)
     is_plain(said)
     assert r'a\x1b[31mred\nnl<b> 4, dog 4' in said
-    said = shell('compress', odd_pets, '--method', 'random', '--ipc', 2, '--out', tmp_path/'small', *CPU)
+    small = tmp_path/f'small {ODD}'
+    said = shell('compress', odd_pets, '--method', 'random', '--ipc', 2, '--out', small, *CPU)
     is_plain(said)
     assert r'\x1b[31mred\nnl' in said
-    with (tmp_path/'small'/'chosen.csv').open(newline='') as f: rows = list(csv.DictReader(f))
+    with (small/'chosen.csv').open(newline='') as f: rows = list(csv.DictReader(f))
     assert {r['class'] for r in rows} == {ODD, 'dog'}     # a table for programs keeps names as they are
-    said = shell('evaluate', tmp_path/'small', '--test', odd_pets, '--epochs', 1, '--seeds', 1, *CPU)
+    said = shell('evaluate', small, '--test', odd_pets, '--epochs', 1, '--seeds', 1, '--home', small, *CPU)
     is_plain(said)
 
 
@@ -352,12 +400,23 @@ def test_odd_names_in_refusals_and_notes(odd_pets, shell):
     (odd_pets/'dog'/f'notes{ODD}.txt').write_text('dear diary')
     said = shell('compress', odd_pets, '--method', 'random', '--ipc', 2, '--out', odd_pets.parent/'o', *CPU, ok=False)
     is_plain(said)
-    assert said.count('\n') == said.count('pca-nb: ')      # a note and a refusal, a line each
+    assert said.count('\n') == said.count('pca-nb: ') == 2     # a note and a refusal, a line each
+    assert '1 files skipped' in said.splitlines()[0]
+    is_plain(shell('score', odd_pets, '--out', f'/proc/{ODD}/x.npz', *CPU, ok=False))      # the system's own error
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter('always')
         pn.load_data(odd_pets, skip_damaged=True)
     assert len(notes) == 2
     for note in notes: is_plain(str(note.message))
+
+
+def test_nothing_that_is_printed_is_markup(capsys):
+    for name in ('[/b]', '[bold]x[/bold]', ':smile:', ODD):
+        terminal.out.print(f'{name} there')
+        terminal.show(pd.DataFrame({name: [name]}, index=[name]), name)
+        said = capsys.readouterr().out
+        is_plain(said)
+        assert said.count(name.replace('\x1b', r'\x1b').replace('\n', r'\n')) >= 4 or '\n' in name
 
 
 def test_odd_names_on_pages(odd_pets):
