@@ -166,6 +166,13 @@ def _details(paths, root):
     index = [torch.tensor(read_column(path, 'index').to_pylist()) for path in paths]
     return dict(name=meta.get('name', root.stem), grid=meta.get('grid', 1), stats=_stats(meta), index=torch.cat(index))
 
+def _soft(paths):
+    "Return the soft labels that `save_parquet` wrote, or `None` where there are none."
+    file = open_parquet(paths[0])
+    if not _metadata(file, b'pca_nb') or 'soft' not in file.schema_arrow.names: return None
+    rows = [row for path in paths for row in read_column(path, 'soft').to_pylist()]
+    return None if None in rows else torch.tensor(rows)
+
 def _split_words(paths):
     "Return the words of a column that says which row belongs to which split, or `None`."
     schema = open_parquet(paths[0]).schema_arrow
@@ -196,7 +203,7 @@ def _list_rows(root, paths, options, chosen):
     labels = torch.full((n,), -1).scatter(0, torch.tensor(part.rows), few)
     sources, names = _sources(paths, str(root if root.is_dir() else root.parent), image)
     listing = Listing(root, 'parquet', sources, labels, classes, names, chosen.split or part.split,
-                      chosen.splits or part.splits, details=_details(paths, root))
+                      chosen.splits or part.splits, soft=_soft(paths), details=_details(paths, root))
     return listing.take(part.rows) if len(part.rows)<n else listing
 
 # %% ../nbs/library/08_parquet.ipynb #fb6b7184
@@ -229,16 +236,19 @@ def read_parquet(
 def _hf_features(s):
     "Return the types of the columns as Hugging Face's `datasets` writes them."
     positions = dict(feature=dict(dtype='int64', _type='Value'), _type='Sequence')
-    return dict(image=dict(_type='Image'), label=dict(names=s.classes, _type='ClassLabel'), index=positions)
+    columns = dict(image=dict(_type='Image'), label=dict(names=s.classes, _type='ClassLabel'), index=positions)
+    if s.soft is not None: columns['soft'] = dict(feature=dict(dtype='float32', _type='Value'), _type='Sequence')
+    return columns
 
 def _as_table(s, fmt):
     "Return a set as a table of encoded images, labels and provenance."
     import pyarrow as pa
     cells = [dict(bytes=b, path=f'{i:05d}.{fmt}') for i,b in enumerate(encode_images(s, fmt))]
     cell_type = pa.struct([('bytes', pa.binary()), ('path', pa.string())])
-    table = pa.table(dict(image=pa.array(cells, cell_type),
-                          label=pa.array(s.labels.tolist(), pa.int64()),
-                          index=pa.array(s.index.tolist(), pa.list_(pa.int64()))))
+    columns = dict(image=pa.array(cells, cell_type), label=pa.array(s.labels.tolist(), pa.int64()),
+                   index=pa.array(s.index.tolist(), pa.list_(pa.int64())))
+    if s.soft is not None: columns['soft'] = pa.array(s.soft.tolist(), pa.list_(pa.float32()))
+    table = pa.table(columns)
     theirs = dict(info=dict(features=_hf_features(s)))
     return table.replace_schema_metadata(dict(huggingface=json.dumps(theirs), pca_nb=json.dumps(_meta(s))))
 
