@@ -181,15 +181,17 @@ class Duplicates:
                  if len(rows := self.of(kind, how))]
         return found or [f"no duplicates among {self.images:,} images"]
 
+def _called(split, name): return f'{split}/{name}' if split else name
+
 def _sentence(kind, how, rows):
     "Return a count and an example."
     r = rows.iloc[0]
     n = f"{len(rows):,} image{'s' if len(rows)>1 else ''}"
     same = 'the same' if how=='exact' else 'nearly the same'
-    names = printable(f"{r['split']}/{r['name']} and {r['first split']}/{r['first name']}")
+    names = f"{_called(r['split'], r['name'])} and {_called(r['first split'], r['first name'])}"
     where = {KINDS[0]:f"of {r['split']} in {r['first split']} too", KINDS[1]:'under two labels',
              KINDS[2]:'twice in a class'}[kind]
-    return f"{n} {where} ({same}: {names})"
+    return printable(f"{n} {where} ({same}: {names})")
 
 # %% ../nbs/library/09a_duplicates.ipynb #9d000022
 def compare_splits(

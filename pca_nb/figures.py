@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt, pandas as pd
 from matplotlib.colors import to_hex, to_rgb
 from .methods import display_name
 from .stats import display_claim, display_scale
-from .viz import COLORS, styled, WIDTH
+from .viz import COLORS, figure_text, styled, WIDTH
 
 # %% ../nbs/benchmark/41a_figures.ipynb #41a00006
 FAMILY_COLORS = { # first part of a key of `METHODS` -> colour
@@ -62,7 +62,7 @@ def plot_methods(
                 color=[method_color(m) for m in order], error_kw=dict(lw=1, capsize=2, ecolor='#333333'))
         if 'random' in order: ax.axvline(cells.loc['random','mean'], color='grey', lw=.8, ls='--')
         ax.set(title=f'IPC {ipc}', xlabel='top-1 accuracy (%)')
-    axs[0,0].set(yticks=range(len(order)), yticklabels=[display_name(m) for m in order])
+    axs[0,0].set(yticks=range(len(order)), yticklabels=[figure_text(display_name(m)) for m in order])
     axs[0,0].invert_yaxis()
     if title: fig.suptitle(title)
     return fig
