@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_JPEG_BYTES', 'MAX_RESIDENT_BYTES', 'to_rgb', 'center_crop_resize', 'load_source', 'read_image',
-           'LazyImages', 'prefetch_batches', 'decode_all', 'check_headers']
+           'LazyImages', 'prefetch_batches', 'for_each_image', 'decode_all', 'check_headers']
 
 # %% ../nbs/library/06_decode.ipynb #7e11d261
 import io, math, os
@@ -163,13 +163,30 @@ def prefetch_batches(
         yield p, flying.popleft()()
 
 # %% ../nbs/library/06_decode.ipynb #b56ff373
+_PER_JOB = 8      # images per job of a thread: a job costs as much as reading a small image
+_PER_ROUND = 8000 # images whose jobs wait at once: waiting takes memory too
+
+def for_each_image(
+    lazy:LazyImages,
+    f,  # f(i), for its effect
+):      # yields once per image
+    "Call a function for every image, in threads."
+    n = len(lazy)
+    def job(first):
+        some = range(first, min(n, first+_PER_JOB))
+        for i in some: f(i)
+        return some
+    for begin in range(0, n, _PER_ROUND):
+        firsts = range(begin, min(n, begin+_PER_ROUND), _PER_JOB)
+        for some in thread_pool(lazy.workers).map(job, firsts): yield from some
+
 def _try_all(lazy, f, desc):
     "Call `f(i)` for every image, in threads; refuse with a list of those that it refused."
     bad = []
     def read(i):
         try: f(i)
         except Refused as e: bad.append(e.problem)
-    list(progress(thread_pool(lazy.workers).map(read, range(len(lazy))), desc, len(lazy)))
+    for _ in progress(for_each_image(lazy, read), desc, len(lazy)): pass
     if not bad: return
     named = '; '.join(sorted(bad)[:5])+('; …' if len(bad)>5 else '')
     raise Refused(f"{len(bad)} of {len(lazy)} images cannot be read: {named}",

@@ -19,10 +19,9 @@ import numpy as np, torch
 from PIL import Image
 from torch import Tensor
 from .core import printable, Refused
-from .machine import thread_pool
 from .progress import progress, say
 from .imageset import ImageSet
-from .decode import _hold, _open, _resize, LazyImages, load_source, _UNREADABLE
+from .decode import _hold, _open, _resize, for_each_image, LazyImages, load_source, _UNREADABLE
 
 # %% ../nbs/library/06a_listing.ipynb #6a000006
 _NO_PICTURES = '.bufr .emf .eps .fit .fits .grib .h5 .hdf .mpeg .mpg .pdf .ps .wmf'.split()
@@ -169,7 +168,7 @@ def find_damaged(
     def look(i):
         try: lazy.decode(i)
         except ValueError as e: found[i] = str(e).removesuffix(': repair or remove it')
-    list(progress(thread_pool(lazy.workers).map(look, range(len(lazy))), 'looking for damage', len(lazy)))
+    for _ in progress(for_each_image(lazy, look), 'looking for damage', len(lazy)): pass
     return dict(sorted(found.items()))
 
 def without_damaged(

@@ -7,7 +7,7 @@ __all__ = ['BATCH_ROWS', 'UNPACKS_TO', 'MAX_GROUP_BYTES', 'READ_BY_GROUP', 'MAX_
            'open_parquet', 'read_column', 'group_bytes', 'stream', 'ParquetShard', 'RowImage',
            'ParquetImages', 'rows_without_bytes']
 
-# %% ../nbs/library/07c_parquet_images.ipynb #cae2b54c
+# %% ../nbs/library/07c_parquet_images.ipynb #9d9462e2
 import bisect, os, shutil, tempfile, threading
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import numpy as np
 from .core import Refused
 
-# %% ../nbs/library/07c_parquet_images.ipynb #d02cc55c
+# %% ../nbs/library/07c_parquet_images.ipynb #7645b76c
 @contextmanager
 def refuse_damage(
     what, # the file or part that is being read, for messages
@@ -45,7 +45,7 @@ def read_column(
     raise Refused(f"{path}: column {column!r} has {len(values)} rows of {file.metadata.num_rows}",
                   fix="download or write it again")
 
-# %% ../nbs/library/07c_parquet_images.ipynb #c3ca8f68
+# %% ../nbs/library/07c_parquet_images.ipynb #47773c71
 BATCH_ROWS = 8           # rows that are unpacked at once
 UNPACKS_TO = 10, 2**26   # a row group may unpack to so many times the bytes it declares, plus so many bytes
 
@@ -76,8 +76,8 @@ def stream(
             yield pc.struct_field(values, field) if pa.types.is_struct(values.type) else values
     if rows: raise Refused(f"row group {group} is not complete", fix="download or write it again")
 
-# %% ../nbs/library/07c_parquet_images.ipynb #08311c3a
-MAX_GROUP_BYTES = 2**27 # bytes; a larger row group is not held in memory
+# %% ../nbs/library/07c_parquet_images.ipynb #c3da0ed9
+MAX_GROUP_BYTES = 2**27 # bytes of row groups held in memory; a larger one is not held
 READ_BY_GROUP = 3       # a file is unpacked after it was read by row groups so many times over
 
 class ParquetShard:
@@ -92,7 +92,7 @@ class ParquetShard:
         self.starts = np.cumsum([0, *(self.file.metadata.row_group(g).num_rows for g in groups)])
         self.sizes = group_bytes(self.file)
         self.lock = threading.Lock()
-        self.held = {}      # row group -> its batches, two at most
+        self.held = {}      # row group -> its batches
         self.failed = {}    # row group -> (problem, fix) if it cannot be read
         self.loads = 0      # row groups read so far
         self.copy = None    # the temporary file, once there is one
@@ -131,10 +131,15 @@ class ParquetShard:
     def _from_group(self, group, row):
         if group not in self.held:
             self.loads += 1
-            while len(self.held)>1: del self.held[next(iter(self.held))]
+            self._make_room(group)
             self.held[group] = list(self._batches(group))
         batch, place = divmod(row, BATCH_ROWS)
         return self.held[group][batch][place].as_py()
+
+    def _make_room(self, group):
+        "Let go of the row groups that were read first, but for one, until another fits."
+        while len(self.held)>1 and sum(self.sizes[g] for g in (*self.held, group))>MAX_GROUP_BYTES:
+            del self.held[next(iter(self.held))]
 
     def unpack(self):
         "Write all values into a temporary file."
@@ -153,7 +158,7 @@ class ParquetShard:
         self.held = {}
         self.copy, self.offsets = copy, np.array(ends)
 
-# %% ../nbs/library/07c_parquet_images.ipynb #fad3313c
+# %% ../nbs/library/07c_parquet_images.ipynb #6c6ece0f
 class RowImage:
     "Hold the place of one image in a parquet file."
     __slots__ = 'shard', 'row'
@@ -183,7 +188,7 @@ class ParquetImages(Sequence):
         shard = bisect.bisect(self.starts, i)-1
         return RowImage(self.shards[shard], i-int(self.starts[shard]))
 
-# %% ../nbs/library/07c_parquet_images.ipynb #e34ea032
+# %% ../nbs/library/07c_parquet_images.ipynb #bba57b48
 MAX_LOOKED_THROUGH = 2**28 # bytes; larger files are not looked through before they are read
 
 def rows_without_bytes(
