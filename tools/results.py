@@ -32,6 +32,7 @@ MADE = {  # file -> the command that makes it; `HOME` is a grid's folder, `--hom
                         '`--scale imagenette32`, `imagenette64`, `imagenette128`',
     'own-images.json': f'`{MAKE}/defaults_own_images.py`',
     'pixels.json': f'`{MAKE}/t25_pixels.py`',
+    'reading.json': f'`{MAKE}/reading.py`',
     'relabel.json': f'`{MAKE}/t26_relabel_profile.py`',
     'scale.json': f'`{MAKE}/4_more_machines.py --workers 1,2 --processes 1,2`',
     'score-shapes.json': f'`{MAKE}/f06_score_shapes.py HOME`',
