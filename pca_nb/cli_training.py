@@ -174,9 +174,9 @@ def check_soft(recipe):
     "Refuse a recipe that has no use for a teacher."
     from pca_nb.core import Refused
     from pca_nb.recipes import RECIPES
-    if RECIPES[recipe].soft: return
-    known = ', '.join(k for k,r in RECIPES.items() if r.soft)
-    raise Refused(f'--recipe {recipe} learns from hard labels', f'choose one of {known}')
+    if RECIPES[recipe].soft and not RECIPES[recipe].given: return
+    known = ', '.join(k for k,r in RECIPES.items() if r.soft and not r.given)
+    raise Refused(f'--recipe {recipe} learns from no teacher', f'choose one of {known}')
 
 # %% ../nbs/app/81_cli_training.ipynb #0a530016
 @app.command(name='store-labels')

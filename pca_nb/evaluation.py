@@ -163,9 +163,10 @@ def store_labels(
     device=None,        # `None`: `pick_device`
 ) -> StoredLabels:      # give it, or `out`, to `evaluate` as its teachers
     "Write a teacher's predictions for every view of a training run, once."
-    if not lookup(RECIPES, recipe, 'recipe').soft:
-        known = ', '.join(k for k,r in RECIPES.items() if r.soft)
-        raise Refused(f'recipe={recipe!r} learns from hard labels', f'choose one of {known}')
+    wanted = lookup(RECIPES, recipe, 'recipe')
+    if not wanted.soft or wanted.given:
+        known = ', '.join(k for k,r in RECIPES.items() if r.soft and not r.given)
+        raise Refused(f'recipe={recipe!r} learns from no teacher', f'choose one of {known}')
     live = TeacherLabels(*as_teachers(teachers, data, device=device))
     views = default_recipe(data, recipe, epochs)
     plan = LabelPlan(data, views, cfg or LabelStoreCfg(), seed)
