@@ -79,11 +79,12 @@ def find_columns(
 # %% ../nbs/library/13_parquet.ipynb #08a00006
 def _written_paths(path, file, column):
     "Return the path that stands in every cell, or `None` where there is none."
+    import pyarrow.compute as pc
     field = file.schema_arrow.field(column)
     if is_words(field.type): return read_column(path, column).to_pylist()
     has_path = _bytes_leaf(field)!=column and 'path' in [f.name for f in field.type]
     if not has_path: return [None]*file.metadata.num_rows
-    return [cell and cell['path'] for cell in read_column(path, f'{column}.path').to_pylist()]
+    return pc.struct_field(read_column(path, f'{column}.path'), 'path').to_pylist()
 
 def _cells(path, root, column):
     "Return of one parquet file (sources, are they all in it?, N written paths)."
@@ -180,7 +181,7 @@ def _split_words(paths):
     if not found: return None
     return _label_values(paths, found[0]).to_pylist()
 
-# %% ../nbs/library/13_parquet.ipynb #31896b31
+# %% ../nbs/library/13_parquet.ipynb #95d3ad1d
 def _sources(paths, home, column):
     "Return sources and names of the images of all files."
     cells = [_cells(path, home, column) for path in paths]
@@ -206,7 +207,7 @@ def _list_rows(root, paths, options, chosen):
                       chosen.splits or part.splits, soft=_soft(paths), details=_details(paths, root))
     return listing.take(part.rows) if len(part.rows)<n else listing
 
-# %% ../nbs/library/13_parquet.ipynb #fb6b7184
+# %% ../nbs/library/13_parquet.ipynb #62bc1cef
 def list_parquet(
     path,  # a .parquet file, or a folder with some in it or below
     options:ReadOptions=ReadOptions(), # `split`, `image_column`, `label_column`, `config`

@@ -389,7 +389,7 @@ def test_damage_inside_is_named(tmp_path, monkeypatch):
 def test_training_in_random_order_unpacks_once(tmp_path, monkeypatch):
     "No more than a few passes over the file, however often images are asked for."
     path = write_parquet(tmp_path/'x.parquet', range(60), how=dict(row_group_size=10))
-    monkeypatch.setattr(parquet_images, 'MAX_GROUP_BYTES', 4000)  # two row groups, and not ten
+    monkeypatch.setattr(parquet_images, 'HELD_BYTES', 4000)  # two row groups, and not ten
     read = []
     stream = parquet_images.stream
     monkeypatch.setattr(parquet_images, 'stream', lambda file, leaf, g: read.append(g) or stream(file, leaf, g))
