@@ -76,11 +76,12 @@ def stream(
             yield pc.struct_field(values, field) if pa.types.is_struct(values.type) else values
     if rows: raise Refused(f"row group {group} is not complete", fix="download or write it again")
 
-# %% ../nbs/library/12_parquet_images.ipynb #c84dee2f
+# %% ../nbs/library/12_parquet_images.ipynb #c84dee30
 MAX_GROUP_BYTES = 2**27 # bytes; a larger row group is not held in memory
 HELD_BYTES = 2**25      # bytes; so much of the last row groups is held, but two at least
 READ_BY_GROUP = 3       # a file is unpacked after it was read by row groups so many times over
 
+# %% ../nbs/library/12_parquet_images.ipynb #c84dee2f
 class ParquetShard:
     "Read single values of a column of one parquet file; may be used by many threads."
     def __init__(self,

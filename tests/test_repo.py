@@ -156,3 +156,15 @@ def test_experiments_assert_something():
     for p in (root/'nbs'/'experiments').glob('*.ipynb'):
         code = [''.join(c['source']) for c in json.loads(p.read_text())['cells'] if c['cell_type'] == 'code']
         assert re.search(r'^\s*(?:assert|test_|check_)', '\n'.join(code), re.M), f'{p.name} asserts nothing'
+
+
+def test_no_output_names_this_machine():
+    "A committed output holds no path of whoever ran it, and nothing from standard error."
+    for p in (root/'nbs').rglob('*.ipynb'):
+        if '.ipynb_checkpoints' in str(p): continue
+        for c in json.loads(p.read_text(encoding='utf-8'))['cells']:
+            for o in c.get('outputs', []):
+                text = json.dumps([v for k, v in o.get('data', {}).items() if not k.startswith('image')])
+                text += json.dumps(o.get('text', ''))
+                assert o.get('name') != 'stderr', f"{p.name}, cell {c['id']}"
+                assert not re.search(r'/(tmp|root|work|Users)/\w', text), f"{p.name}, cell {c['id']}"
