@@ -1,6 +1,6 @@
 """Measure how fast sets are read, and how much memory that takes, beside torchvision's ImageFolder and `datasets`.
 
-Two questions: does memory grow with a parquet file (128 to 1,024 MB, in row groups of 100 images and in a single one),
+Two questions: does memory grow with a parquet file (128 to 2,000 MB, in row groups of 100 images and in a single one),
 and how many images per second are read from 100,000 small files and from a parquet file of the same images.
 Every measurement is a process of its own; its peak memory is counted from the moment when its imports are done.
 Needs 3 GB of disk for a while and the packages `datasets` and `torchvision`.
@@ -23,7 +23,7 @@ from pca_nb.datasets import sample_photos
 from pca_nb.files import encode_image
 from pca_nb.machine import environment_info
 
-MEGABYTES = (128, 256, 512, 1024)
+MEGABYTES = (128, 256, 512, 1024, 2000)
 FILES = 100_000
 
 START = '''
