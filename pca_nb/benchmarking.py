@@ -50,19 +50,28 @@ def find_data(
     home='.',   # folder where images that exist only in memory are written
 ) -> BenchmarkData:
     "Return the images of a benchmark under the name of their rows."
-    if isinstance(full, ImageSet) and _is_known(full): return BenchmarkData(full.name, full.size[0])
-    if isinstance(full, str) and full in DATASETS: return BenchmarkData(full, size)
+    known = _known_name(full, test)
+    if known: return BenchmarkData(known, full.size[0] if isinstance(full, ImageSet) else size)
     if test is None or isinstance(test, str) and not test:
         raise Refused(f'{full} is your own data', 'name test images with `test` (--test)')
     own = full if isinstance(full, ImageSet) else load_data(full, 'train', size or None)
-    name = f'{own.name or "images"}-{content_hash(own)[:8]}'
+    held = test if isinstance(test, ImageSet) else load_data(test, 'test', own.size[0])
+    name = f'{own.name or "images"}-{content_hash(own)[:8]}-{content_hash(held)[:8]}' # rows belong to both
     paths = _readable(full, home, 'train'), _readable(test, home, 'test')
     return BenchmarkData(name, own.size[0], own, paths)
 
-def _is_known(s):
-    "Return whether a set is just a known data set, so that its protocol applies."
+def _known_name(full, test):
+    "Return the known data set that is measured on its own test images, so that its protocol applies; '' otherwise."
+    name = full.name if isinstance(full, ImageSet) and _is_known(full, 'train') else full
+    if not isinstance(name, str) or name not in DATASETS: return ''
+    if isinstance(test, ImageSet): own_test = test.name==name and _is_known(test, 'test')
+    else: own_test = test is None or str(test) in ('', name)
+    return name if own_test else ''
+
+def _is_known(s, split):
+    "Return whether a set is just a split of a known data set."
     if s.name not in DATASETS or s.grid>1: return False
-    return content_hash(s)==content_hash(load_data(s.name, 'train', s.size[0]))
+    return content_hash(s)==content_hash(load_data(s.name, split, s.size[0]))
 
 def _readable(data, home, name):
     "Return where other processes read a set from; one in memory is written there."

@@ -122,8 +122,8 @@ def say_mean(
 ):
     "Say mean and standard deviation over seeds, beside chance."
     n = len(top1)
-    spread = top1.std(ddof=1) if n>1 else float('nan')
-    out.print(f'top-1 {top1.mean():.2f} ± {spread:.2f} % (n={n}), chance {100/n_classes:.1f} %')
+    spread = f' ± {top1.std(ddof=1):.2f}' if n>1 else '' # one seed has none
+    out.print(f'top-1 {top1.mean():.2f}{spread} % (n={n}), chance {100/n_classes:.1f} %')
 
 # %% ../nbs/app/81_cli_training.ipynb #06263814
 UnseenImages = A[str, option("Unseen images to measure it on: a folder with the same class names, a parquet file, or "

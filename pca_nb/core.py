@@ -9,15 +9,14 @@ __all__ = ['generator', 'to_jsonable', 'config_hash', 'printable', 'Refused', 'U
 import hashlib, json
 from dataclasses import asdict, is_dataclass
 
-import torch
-
 # %% ../nbs/library/00_core.ipynb #0a87225e
 def generator(
     seed:int,          # any integer; a run's `seed`
     *purpose,          # words and numbers that name the stream: `'crop', epoch`
     device='cpu',      # where the numbers will be drawn
-) -> torch.Generator:  # seeded from a hash of all of them
+):                     # a `torch.Generator`, seeded from a hash of all of them
     "Return a random stream of its own for every seed and purpose."
+    import torch # here, so that messages of the command line need not wait for it
     name = json.dumps([int(seed), *map(str, purpose)])
     digest = hashlib.sha256(name.encode()).hexdigest()
     return torch.Generator(device).manual_seed(int(digest[:15], 16))

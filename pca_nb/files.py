@@ -8,7 +8,7 @@ __all__ = ['ENCODERS', 'MANIFEST', 'IMAGES', 'SOFT', 'encode_image', 'encode_ima
            'list_export', 'read_folder', 'save_npz', 'is_npz', 'list_npz', 'load_npz']
 
 # %% ../nbs/library/09_files.ipynb #1336180d
-import io, json, os, re, shutil
+import io, json, re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import numpy as np, torch
 from PIL import Image
 from torch import Tensor
 from .core import lookup, Refused
-from .storage import atomic_write, check_writable, load_arrays, temp_path_beside
+from .storage import atomic_folder, atomic_write, check_writable, load_arrays
 from .machine import thread_pool
 from .imageset import IMAGENET_STATS, ImageSet
 from .listing import Listing, read_listing, ReadOptions
@@ -102,22 +102,14 @@ def save_folder(
     "Write a set as a folder of images and a manifest, complete or not at all."
     path = check_empty_folder(path)
     class_names = class_folder_names(s)
-    tmp = temp_path_beside(path)
-    try:
-        files = _write_images(tmp, s, class_names, fmt)
+    with atomic_folder(path) as folder:
+        files = _write_images(folder, s, class_names, fmt)
         manifest = dict(**_meta(s), files=files, labels=s.labels.tolist(), index=s.index.tolist())
         if s.soft is not None:
             manifest['soft'] = SOFT
-            np.save(tmp/SOFT, s.soft.cpu().numpy())
+            np.save(folder/SOFT, s.soft.cpu().numpy())
         texts = {MANIFEST: json.dumps(manifest), **(extra(files) if extra else {})}
-        for name,text in texts.items(): (tmp/name).write_text(text)
-        if hasattr(os, 'sync'): os.sync() # one call instead of one per file
-        if path.exists(): path.rmdir()
-        os.replace(tmp, path)
-    except OSError as e:
-        words = f"{path} was not written ({e.strerror or e}): free some space or choose another place"
-        raise OSError(e.errno, words) from e
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+        for name,text in texts.items(): (folder/name).write_text(text)
     return path
 
 # %% ../nbs/library/09_files.ipynb #bc80157c

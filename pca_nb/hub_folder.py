@@ -6,13 +6,12 @@
 __all__ = ['SHARD_BYTES', 'ROW_GROUP_BYTES', 'named_splits', 'write_split', 'save_hub_folder']
 
 # %% ../nbs/library/19_hub_folder.ipynb #8e000003
-import hashlib, json, os, re, shutil
-from contextlib import contextmanager
+import hashlib, json, re
 from pathlib import Path
 
 import torch
 from .core import lookup, Refused
-from .storage import temp_path_beside
+from .storage import atomic_folder
 from .progress import progress
 from .imageset import ImageSet
 from .files import _meta, check_empty_folder, encode_images, ENCODERS
@@ -108,22 +107,6 @@ def write_split(
         num_bytes += table.nbytes
     return HubSplit(name, s, _name_shards(folder, name, written), num_bytes, soft)
 
-# %% ../nbs/library/19_hub_folder.ipynb #8e000017
-@contextmanager
-def _complete_folder(path):
-    "Give a folder beside `path` to be filled; rename it to `path` if nothing went wrong."
-    tmp = temp_path_beside(path)
-    try:
-        tmp.mkdir()
-        yield tmp
-        if hasattr(os, 'sync'): os.sync() # one call instead of one per file
-        if path.exists(): path.rmdir()
-        os.replace(tmp, path)
-    except OSError as e:
-        words = f"{path} was not written ({e.strerror or e}): free some space or choose another place"
-        raise OSError(e.errno, words) from e
-    finally: shutil.rmtree(tmp, ignore_errors=True)
-
 # %% ../nbs/library/19_hub_folder.ipynb #8e000019
 def save_hub_folder(
     sets,          # an `ImageSet`, which becomes the split train; or {split: ImageSet}, of the same classes
@@ -139,7 +122,7 @@ def save_hub_folder(
     if shard_bytes<1: raise Refused(f"shard_bytes={shard_bytes}", fix="give 1 or more bytes per file")
     path = check_empty_folder(path)
     soft = any(s.soft is not None for s in splits.values())
-    with _complete_folder(path) as folder:
+    with atomic_folder(path) as folder:
         written = [write_split(folder, name, s, fmt, shard_bytes, soft) for name,s in splits.items()]
         card = f'---\n{front_matter(written, about)}---\n\n{card_text(written, about, fmt)}'
         metadata = json.dumps(croissant(written, about), indent=1)

@@ -19,7 +19,7 @@ from .machine import pick_device
 from .imageset import ImageSet
 from .models import make_model
 from .recipes import Recipe, RECIPES
-from .distributed import on_rank_zero
+from .checkpoints import make_once
 from .train import Callback, train
 
 # %% ../nbs/library/39_scores.ipynb #c93d52f4
@@ -188,16 +188,8 @@ def record_dynamics(
         raise Refused(f"{full!r} cannot be scored by a run at {cfg.size} px", "load it at that size")
     device = pick_device(device)
     if not path: return _record(full, cfg, test, None, device)
-    path = Path(path)
-    found = on_rank_zero(lambda: _load_same(path, len(full), cfg))
-    if found: return found
-    ckpt = path.with_suffix('.ckpt')
-    dynamics = _record(full, cfg, test, ckpt, device)
-    def keep():
-        dynamics.save(path)
-        ckpt.unlink(missing_ok=True)
-    on_rank_zero(keep) # the first process writes, the others wait
-    return dynamics
+    return make_once(path, lambda file: _load_same(file, len(full), cfg),
+                     lambda ckpt: _record(full, cfg, test, ckpt, device))
 
 # %% ../nbs/library/39_scores.ipynb #d8801191
 def scoring_accuracy(

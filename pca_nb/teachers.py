@@ -19,7 +19,8 @@ from .imageset import content_hash, IMAGENET_STATS, ImageSet
 from .augment import normalise
 from .models import fill_weights, make_model
 from .recipes import Recipe, RECIPES
-from .distributed import init_distributed, on_rank_zero
+from .distributed import init_distributed
+from .checkpoints import make_once
 from .validate import best_memory_format
 from .objective import LabelSource
 from .train import train
@@ -76,16 +77,8 @@ def make_teacher(
     if cfg.size and full.size[0]!=cfg.size:
         raise Refused(f"{full!r} cannot train a teacher for {cfg.size} px", "load it at that size")
     if not path: return _train_teacher(full, cfg, test, None, device)
-    path = Path(path)
-    found = on_rank_zero(lambda: _load_same(path, full, cfg))
-    if found: return found
-    ckpt = path.with_suffix('.ckpt')
-    teacher = _train_teacher(full, cfg, test, ckpt, device)
-    def keep():
-        teacher.save(path)
-        ckpt.unlink(missing_ok=True)
-    on_rank_zero(keep) # the first process writes, the others wait
-    return teacher
+    return make_once(path, lambda file: _load_same(file, full, cfg),
+                     lambda ckpt: _train_teacher(full, cfg, test, ckpt, device))
 
 # %% ../nbs/library/41_teachers.ipynb #61314914
 def _train_teacher(full, cfg, test, ckpt, device):

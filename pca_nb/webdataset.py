@@ -6,15 +6,14 @@
 __all__ = ['JSON_LABELS', 'CLASS_LISTS', 'list_webdataset', 'save_webdataset']
 
 # %% ../nbs/library/22_webdataset.ipynb #8e000003
-import io, json, math, os, re, shutil, sys, tarfile
+import io, json, math, re, sys, tarfile
 from array import array
 from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from .core import Refused
-from .storage import temp_path_beside
+from .storage import atomic_folder
 from .imageset import ImageSet
 from .listing import Listing, ReadOptions, say
 from .files import check_empty_folder, encode_images, name_file_in_errors
@@ -189,22 +188,6 @@ def list_webdataset(
                    cap=10**6 if found.metas else 224)
 
 # %% ../nbs/library/22_webdataset.ipynb #8e000022
-@contextmanager
-def _new_folder(path):
-    "Give a folder beside its destination; rename it when it is complete, remove it if it is not."
-    path = check_empty_folder(path)
-    tmp = temp_path_beside(path)
-    tmp.mkdir()
-    try:
-        yield tmp
-        if hasattr(os, 'sync'): os.sync()
-        if path.exists(): path.rmdir()
-        os.replace(tmp, path)
-    except OSError as e:
-        words = f"{path} was not written ({e.strerror or e}): free some space or choose another place"
-        raise OSError(e.errno, words) from e
-    finally: shutil.rmtree(tmp, ignore_errors=True)
-
 def _sample_files(s, i, data, fmt):
     "Return {field: bytes} of image `i`."
     y = int(s.labels[i])
@@ -237,7 +220,8 @@ def save_webdataset(
     lines = [c for c in s.classes if not c.strip() or c!=c.strip() or '\n' in c]
     if lines: raise Refused(f"class {lines[0]!r} cannot be a line of {CLASS_LISTS[0]}", fix="rename it")
     if s.soft is not None: say(f"{path}: soft labels are not written into WebDataset shards")
-    with _new_folder(path) as folder:
+    path = check_empty_folder(path)
+    with atomic_folder(path) as folder:
         for number,positions in enumerate(torch.arange(len(s)).split(per_shard)):
             _write_shard(folder/f'{name}-{number:06d}.tar', s, positions, fmt)
         (folder/CLASS_LISTS[0]).write_text('\n'.join(s.classes)+'\n', 'utf-8')

@@ -12,6 +12,7 @@ import zlib
 import numpy as np
 import pytest
 
+from mutations import TESTS
 from pca_nb.files import read_folder, save_folder
 from pca_nb.reference_loop import photos
 
@@ -25,9 +26,12 @@ from pca_nb.decode import read_image
 from pca_nb.listing import read_listing, ReadOptions
 from pca_nb.reference_loop import photos
 from pca_nb.webdataset import list_webdataset
+from mutations import Mutations
 warnings.simplefilter('ignore')  # notes on what is skipped
 per_format, seed = int(sys.argv[1]), int(sys.argv[2])
-rng = np.random.default_rng(seed)
+damage = Mutations(seed)
+rng = damage.rng
+flip, cut, junk, head = damage.flip, damage.cut, damage.junk, damage.head
 a = photos(1, 64).images[0].permute(1, 2, 0).numpy()
 def encoded(fmt, mode='RGB', side=64, **save):
     buf = io.BytesIO()
@@ -55,15 +59,6 @@ folders = {f'{i%2}/{"x"*(110*(i>1))}{i}.png': im for i,im in enumerate(small)}
 archives = {'zip': zipped(8), 'stored zip': zipped(0), 'tar': tarred(pairs, tarfile.USTAR_FORMAT),
             'tar of records': tarred(records, tarfile.GNU_FORMAT),
             'tar of folders': tarred(folders, tarfile.PAX_FORMAT)}
-def flip(b):
-    b = bytearray(b)
-    for _ in range(rng.integers(1, 9)): b[rng.integers(len(b))] ^= 1<<int(rng.integers(8))
-    return bytes(b)
-def cut(b): return b[:rng.integers(len(b))]
-def junk(b):
-    i = int(rng.integers(len(b)))
-    return b[:i]+rng.bytes(int(rng.integers(1, 64)))+b[i+int(rng.integers(64)):]
-def head(b): return rng.bytes(int(rng.integers(1, 8)))+b[8:]
 def chunk(kind, body): return struct.pack('>I', len(body))+kind+body+struct.pack('>I', zlib.crc32(kind+body))
 def png(w, h, data=b''):
     head = chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 8, 2, 0, 0, 0))
@@ -111,7 +106,7 @@ print(json.dumps(out))
 def test_mutated_files_are_read_or_named(slow, tally):
     "Bit flips, truncations, junk, other file types' heads, and sizes from 1 pixel to 2³¹ in ten formats, two archives."
     r = subprocess.run([sys.executable, '-c', READ, '1600' if slow else '160', '0'], capture_output=True, text=True,
-                       timeout=900, env=os.environ | dict(CI='1'))
+                       timeout=900, env=os.environ | dict(CI='1', PYTHONPATH=TESTS))
     assert r.returncode == 0, r.stderr[-3000:]
     out = json.loads(r.stdout.splitlines()[-1])
     tally.count('image files mutated', out['files'], out['files']-out['read']-out['named'])

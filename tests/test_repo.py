@@ -168,3 +168,11 @@ def test_no_output_names_this_machine():
                 text += json.dumps(o.get('text', ''))
                 assert o.get('name') != 'stderr', f"{p.name}, cell {c['id']}"
                 assert not re.search(r'/(tmp|root|work|Users)/\w', text), f"{p.name}, cell {c['id']}"
+
+
+def test_experiments_define_nothing():
+    "What needs a name and a test belongs into the library."
+    for p in (root/'nbs'/'experiments').glob('*.ipynb'):
+        for c in json.loads(p.read_text(encoding='utf-8'))['cells']:
+            found = c['cell_type'] == 'code' and re.search(r'^(def|class) ', ''.join(c['source']), re.M)
+            assert not found, f"{p.name}, cell {c['id']}"

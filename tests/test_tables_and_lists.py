@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mutations import TESTS
 from pca_nb import parquet_images
 from pca_nb.core import Refused
 from pca_nb.datasets import load_data
@@ -621,18 +622,12 @@ import json, resource, sys, time, warnings
 from pathlib import Path
 import numpy as np
 from pca_nb.datasets import load_data
+from mutations import Mutations
 warnings.simplefilter('ignore')
 per_kind, places = int(sys.argv[1]), json.loads(sys.argv[2]) # [file to change, place to read]
-rng = np.random.default_rng(0)
-def flip(b):
-    b = bytearray(b)
-    for _ in range(rng.integers(1, 9)): b[rng.integers(len(b))] ^= 1<<int(rng.integers(8))
-    return bytes(b)
-def cut(b): return b[:rng.integers(len(b))]
-def junk(b):
-    i = int(rng.integers(len(b)))
-    return b[:i]+rng.bytes(int(rng.integers(1, 64)))+b[i+int(rng.integers(64)):]
-def head(b): return rng.bytes(int(rng.integers(1, 8)))+b[8:]
+damage = Mutations(0)
+rng = damage.rng
+flip, cut, junk, head = damage.flip, damage.cut, damage.junk, damage.head
 now = int(open('/proc/self/statm').read().split()[0])*4096
 for _,place in places: load_data(place, size=8)
 resource.setrlimit(resource.RLIMIT_AS, (now+6*2**30,)*2)
@@ -672,7 +667,7 @@ def test_mutated_tables_are_read_or_named(pets, tiny, tmp_path, slow, tally):
               (cifar/'data_batch_2', cifar), (cifar/'batches.meta', cifar), (val/'val_annotations.txt', val)]
     places = json.dumps([(str(file), str(place)) for file, place in places])
     r = subprocess.run([sys.executable, '-c', MUTATE, '2000' if slow else '300', places],
-                       capture_output=True, text=True, timeout=900, env=os.environ | dict(CI='1'))
+                       capture_output=True, text=True, timeout=900, env=os.environ | dict(CI='1', PYTHONPATH=TESTS))
     assert r.returncode == 0, r.stderr[-3000:]
     out = json.loads(r.stdout.splitlines()[-1])
     tally.count('tables mutated', out['files'], out['files']-out['read']-out['named'])

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from mutations import TESTS
 from pca_nb.augment import apply_view, AugmentCfg, normalise
 from pca_nb.class_folders import list_class_folder
 from pca_nb.combine import combine
@@ -368,9 +369,12 @@ from pathlib import Path
 import numpy as np, torch
 from pca_nb.listing import read_listing, ReadOptions
 from pca_nb.tensor_files import list_tensor_file
+from mutations import Mutations
 warnings.simplefilter('ignore')
 n, home = int(sys.argv[1]), Path(sys.argv[2])
-rng = np.random.default_rng(0)
+damage = Mutations(0)
+rng = damage.rng
+flip, cut, junk = damage.flip, damage.cut, damage.junk
 x = torch.rand(4, 3, 8, 8)
 y = torch.tensor([0, 1, 0, 1])
 def written(content, **kw):
@@ -379,17 +383,9 @@ def written(content, **kw):
 old = dict(_use_new_zipfile_serialization=False)
 seeds = [written((x, y)), written({'data': [[x, y]], 'accuracies': [np.float64(1)]}), written((x, y), **old),
          written(dict(images=x.half(), soft_labels=torch.rand(4, 2)))]
-def flip(b):
-    b = bytearray(b)
-    for _ in range(rng.integers(1, 9)): b[rng.integers(len(b))] ^= 1<<int(rng.integers(8))
-    return bytes(b)
 def early(b):
     "Flips in the first 600 bytes, where the pickle lies."
     return flip(b[:600])+b[600:]
-def cut(b): return b[:rng.integers(len(b))]
-def junk(b):
-    i = int(rng.integers(len(b)))
-    return b[:i]+rng.bytes(int(rng.integers(1, 64)))+b[i+int(rng.integers(64)):]
 now = int(open('/proc/self/statm').read().split()[0])*4096
 resource.setrlimit(resource.RLIMIT_AS, (now+4*2**30,)*2)
 out = dict(files=0, read=0, named=0, slowest=0., odd=[])
@@ -416,7 +412,7 @@ print(json.dumps(out))
 def test_mutated_files_are_read_or_named(slow, tally, tmp_path):
     "Bit flips, truncations and junk in four kinds of files, in a process of its own."
     r = subprocess.run([sys.executable, '-c', MUTATE, '8000' if slow else '2000', str(tmp_path)], capture_output=True,
-                       text=True, timeout=900, env=os.environ | dict(CI='1'))
+                       text=True, timeout=900, env=os.environ | dict(CI='1', PYTHONPATH=TESTS))
     assert r.returncode == 0, r.stderr[-3000:]
     out = json.loads(r.stdout.splitlines()[-1])
     tally.count('files of tensors mutated', out['files'], out['files']-out['read']-out['named'])
