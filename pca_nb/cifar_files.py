@@ -64,6 +64,7 @@ _LITERALS = ('BININT', 'BININT1', 'BININT2', 'LONG1', 'INT', 'LONG', 'BINFLOAT',
 _BYTES = 'BINSTRING', 'SHORT_BINSTRING' # words of Python 2, which are bytes
 _MARK = object()
 
+# %% ../nbs/library/16_cifar_files.ipynb #f0e32394
 class PlainMachine:
     "Take the steps of a pickle that make lists, dicts, tuples, words, numbers and arrays."
     def __init__(self): self.stack, self.memo = [], {}

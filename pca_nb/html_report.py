@@ -155,6 +155,7 @@ def _origin(frame):
     columns = ['method','ipc','seed','top1','best_top1','nll','images','image_bytes','label_bytes','fkd_bytes','set',
                'key']
     runs = shown[[c for c in columns if c in shown or c!='fkd_bytes']]
+    where = where.T.set_axis([f'configuration {i+1}' for i in range(len(where))], axis=1) # fits the page
     return ['<h2>Where the numbers come from</h2>', frame_html(where, 'Configurations and machines.'),
             f'<details><summary>All {len(frame)} rows</summary>{frame_html(runs)}</details>']
 

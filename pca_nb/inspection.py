@@ -59,6 +59,21 @@ def kinds_of(
     sample = '' if looked==n else f' ({looked:,} of {n:,} headers read)'
     return f"{spread} px; {', '.join(f'{n:,} {kind}' for kind,n in kinds.most_common())}{sample}"
 
+# %% ../nbs/app/74_inspection.ipynb #52aa0024
+def _class_counts(facts, most=10):
+    "Return the first classes with their counts."
+    shown = [f'{c} {n:,}' for c,n in zip(facts.listing.classes[:most], facts.counts)]
+    more = len(facts.counts)-len(shown)
+    return ', '.join(shown)+(f' and {more:,} more' if more else '')
+
+def _damage(inspection):
+    "Say how many images are damaged, and how closely they were looked at."
+    found = [(s.listing.names[i], why) for s in inspection.splits.values() for i,why in s.damaged.items()]
+    looked = sum(s.headers.looked for s in inspection.splits.values())
+    closely = 'all pixels decoded' if inspection.duplicates else f'{looked:,} headers read, no pixels decoded'
+    if not found: return f'none ({closely})'
+    return f"{_many(len(found), 'image')} ({closely}): {'; '.join(f'{name}: {why}' for name,why in found[:3])}"
+
 # %% ../nbs/app/74_inspection.ipynb #52aa0014
 @dataclass(eq=False)
 class Inspection:
@@ -98,20 +113,6 @@ class Inspection:
         return '\n'.join([printable(self.place), *(f'  {word:<{width}}  {text}' for word,text in rows)])
     __repr__ = __str__
     def _repr_html_(self): return _as_html(self)
-
-def _class_counts(facts, most=10):
-    "Return the first classes with their counts."
-    shown = [f'{c} {n:,}' for c,n in zip(facts.listing.classes[:most], facts.counts)]
-    more = len(facts.counts)-len(shown)
-    return ', '.join(shown)+(f' and {more:,} more' if more else '')
-
-def _damage(inspection):
-    "Say how many images are damaged, and how closely they were looked at."
-    found = [(s.listing.names[i], why) for s in inspection.splits.values() for i,why in s.damaged.items()]
-    looked = sum(s.headers.looked for s in inspection.splits.values())
-    closely = 'all pixels decoded' if inspection.duplicates else f'{looked:,} headers read, no pixels decoded'
-    if not found: return f'none ({closely})'
-    return f"{_many(len(found), 'image')} ({closely}): {'; '.join(f'{name}: {why}' for name,why in found[:3])}"
 
 # %% ../nbs/app/74_inspection.ipynb #52aa0016
 _SIDE = 64 # pixels per example image

@@ -57,8 +57,9 @@ def _baseline_cell(key, groups, at, base):
 def mark_soft_rows(
     frame:pd.DataFrame, # `ResultStore.frame`
 ) -> pd.DataFrame:      # the same, 'pca, soft' for the soft rows of 'pca'
-    "Name methods with their labels where these are soft."
-    return frame.assign(method=frame.method.where(frame.labels=='hard', frame.method+', soft'))
+    "Name methods with their labels where these are soft; rows that are named so stay."
+    named = (frame.labels=='hard')|frame.method.str.endswith(', soft')
+    return frame.assign(method=frame.method.where(named, frame.method+', soft'))
 
 # %% ../nbs/benchmark/61_stats.ipynb #b4bd2895
 def compare(

@@ -104,6 +104,7 @@ def label_words(
     number = {word:i for i,word in enumerate(classes)}
     return torch.tensor([number[word] for word in words]), tuple(classes)
 
+# %% ../nbs/library/11_table_columns.ipynb #40b885c8
 @dataclass(frozen=True)
 class ClassNames:
     "Hold class names that stand beside a table."
