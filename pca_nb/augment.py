@@ -9,12 +9,14 @@ __all__ = ['PATCH_MODES', 'AugmentCfg', 'ViewParams', 'draw_view', 'normalise', 
 # %% ../nbs/library/31_augment.ipynb #e0b51e91
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 from .core import check_fields, Refused
+from .machine import constant
 from .resize import cell_boxes, crop_resize, draw_crops
-from .mix import apply_mix, draw_mix, MixCfg, MIXES, MixParams
+from .mix import apply_mix, mix_from, mix_numbers, MixCfg, MIXES, MixParams
 
 # %% ../nbs/library/31_augment.ipynb #cf224290
 PATCH_MODES = ('none','extract','shuffle','shuffle4')
@@ -59,26 +61,37 @@ class ViewParams:
         order = None if self.order is None else self.order[part]
         return replace(self, box=self.box[part], flip=self.flip[part], order=order)
 
+# %% ../nbs/library/31_augment.ipynb #14a00008
+def _view_numbers(n, aug, grid, g, device):
+    "Draw the random numbers of one batch, in the order that every stored result depends on."
+    drawn = {}
+    cells = grid>1 and aug.patches!='none'
+    if cells and aug.patches=='extract': drawn['cell'] = torch.randint(grid*grid, (n,), generator=g, device=device)
+    elif cells: drawn['order'] = _order_numbers(n, grid, aug.patches=='shuffle4', g, device)
+    if aug.crop_scale is not None: drawn['crop'] = torch.rand(4, n, 10, generator=g, device=device)
+    drawn['flip'] = torch.rand(n, generator=g, device=device)
+    if aug.mixing: drawn['mix'] = mix_numbers(n, aug.mixing, g, device)
+    return drawn
+
 # %% ../nbs/library/31_augment.ipynb #c3491180
 def draw_view(
-    n:int,          # images in the batch
+    n,              # images in the batch; or a list, of several batches drawn one after another
     size,           # (H,W) of the stored images
     aug:AugmentCfg, # the constants
     grid:int=1,     # cells along each axis of the stored images
     g:torch.Generator|None=None, # on `device`
     device='cpu',
-) -> ViewParams:
+) -> ViewParams:    # of the images of all batches
     "Draw crops, flips, cells and mixing of a batch; 'extract' crops inside one random cell (paper Sec. 4.2.2)."
-    region = torch.tensor([[0, 0, *size]], device=device).expand(n,4)
-    order = None
-    if grid>1 and aug.patches=='extract':
-        cell = torch.randint(grid*grid, (n,), generator=g, device=device)
-        region = cell_boxes(cell, grid, size)
-    elif grid>1 and aug.patches!='none':
-        order = draw_cell_orders(n, grid, aug.patches=='shuffle4', g, device)
-    box = region if aug.crop_scale is None else draw_crops(region, aug.crop_scale, aug.crop_ratio, g)
-    flip = torch.rand(n, generator=g, device=device)<aug.flip
-    mix = draw_mix(n, size, aug.mixing, g, device) if aug.mixing else None
+    lengths = [n] if isinstance(n, int) else n
+    drawn = [_view_numbers(m, aug, grid, g, device) for m in lengths]
+    def joined(name, dim=0): return torch.cat([d[name] for d in drawn], dim)
+    flip = joined('flip')<aug.flip
+    if 'cell' in drawn[0]: box = cell_boxes(joined('cell'), grid, size)
+    else: box = constant(((0, 0, *size),), flip.device).expand(len(flip),4)
+    if 'crop' in drawn[0]: box = draw_crops(box, aug.crop_scale, aug.crop_ratio, u=joined('crop', 1))
+    order = _orders_from([d['order'] for d in drawn], grid) if 'order' in drawn[0] else None
+    mix = mix_from([d['mix'] for d in drawn], size, aug.mixing) if aug.mixing else None
     return ViewParams(box, flip, order, mix)
 
 # %% ../nbs/library/31_augment.ipynb #14a00003
@@ -87,8 +100,13 @@ def normalise(
     stats,         # ((3) mean, (3) std) of pixels in [0,1]
 ) -> Tensor:       # (B,3,H,W) float32, about zero mean and unit variance
     "Return pixels as the network wants them: about zero mean and unit variance."
-    mean,std = (255*torch.tensor(s, device=images.device)[:,None,None] for s in stats)
+    mean,std = _pixel_stats(tuple(map(tuple, stats)), images.device)
     return images.to(torch.float32, copy=True).sub_(mean).div_(std)
+
+@lru_cache
+def _pixel_stats(stats, device):
+    "Return mean and standard deviation of pixels in [0,255], (3,1,1) each, sent to the device once."
+    return [255*torch.tensor(s, device=device)[:,None,None] for s in stats]
 
 def apply_view(
     images:Tensor,   # (B,3,H,W) uint8
@@ -110,10 +128,18 @@ def draw_cell_orders(
     device='cpu',
 ) -> Tensor:          # (n,f²) int64: cell k shows what stood in cell order[k]
     "Draw a random arrangement of cells for every image."
-    def permutations(k): return torch.rand(n, k, generator=g, device=device).argsort(1)
-    if not rows_cols: return permutations(f*f)
-    rows = permutations(f)
-    cols = permutations(f)
+    return _orders_from([_order_numbers(n, f, rows_cols, g, device)], f)
+
+def _order_numbers(n, f, rows_cols, g, device):
+    "Draw the random numbers that arrange the cells of one batch: of all cells, or of rows and columns."
+    def numbers(k): return torch.rand(n, k, generator=g, device=device)
+    return (numbers(f), numbers(f)) if rows_cols else (numbers(f*f),)
+
+def _orders_from(numbers, f):
+    "Return the arrangements of the images of all batches: the order of the numbers drawn for each."
+    permutations = [torch.cat(part).argsort(1) for part in zip(*numbers)]
+    if len(permutations)==1: return permutations[0]
+    rows,cols = permutations
     return (rows[:,:,None]*f+cols[:,None]).flatten(1)
 
 def shuffle_cells(
