@@ -64,7 +64,8 @@ def write_fkd(
         home = path/f'epoch_{e}'
         home.mkdir(parents=True)
         steps = source.order(data, recipe, 0, e)
-        for b,(idx,(view,_)) in enumerate(zip(steps, source.views(steps, data, recipe, 0, e, dev))):
+        views = source.views([[idx] for idx in steps], data, recipe, 0, e, dev)
+        for b,(idx,(view,_)) in enumerate(zip(steps, views)):
             z = label_batch(data, idx, view, recipe, labels, dev)
             with record_function('labels: encode'): batch = _fkd(view, data.size, z)
             with record_function('labels: write'): torch.save(batch, home/f'batch_{b}.tar')

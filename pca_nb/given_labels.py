@@ -11,6 +11,7 @@ from hashlib import sha1
 import torch
 from torch import Tensor
 from .core import Refused
+from .machine import send
 from .imageset import ImageSet
 from .mix import MixParams
 from .objective import LabelSource
@@ -50,8 +51,9 @@ class GivenLabels(LabelSource):
         if data.soft is None or not torch.equal(data.soft.float().cpu(), self.soft.cpu()):
             raise Refused(f"these soft labels did not come with {data!r}", "make `GivenLabels` of the set itself")
 
-    def views(self, steps, data, recipe, seed, epoch, dev):
-        soft = self.soft.to(dev)
-        for idx,(view,_) in zip(steps, super().views(steps, data, recipe, seed, epoch, dev)):
-            yield view, mix_soft(soft[idx.to(dev)], view.mix).clamp(min=_SMALLEST).log()
+    def views(self, chunks, data, recipe, seed, epoch, dev):
+        soft = send(self.soft, dev)
+        for steps,(view,_) in zip(chunks, super().views(chunks, data, recipe, seed, epoch, dev)):
+            own = soft[send(torch.cat(steps), dev)]
+            yield view, mix_soft(own, view.mix).clamp(min=_SMALLEST).log()
     def teacher_logits(self, x, recipe, known): return known

@@ -207,7 +207,7 @@ def draw_views(
     for epoch in np.unique(plan.steps[:,0]).tolist():
         kept = plan.steps[plan.steps[:,0]==epoch, 1]
         order = source.order(*run, epoch)
-        views = source.views(order, *run, epoch, device)
+        views = source.views([[idx] for idx in order], *run, epoch, device)
         for batch,(idx,(view,_)) in enumerate(zip(order, views)):
             if batch in kept: yield idx, view
 

@@ -29,7 +29,8 @@ from .models import make_model
 from .recipes import HARD, OPTIMIZERS
 from .validate import best_memory_format, validate
 from .objective import param_groups
-from .train import Callback, train
+from .callbacks import Callback
+from .train import train
 from .scores import Recorder
 from .reference_loop import (
     loop_combining, loop_selection, photos, reference_reading, reference_training, reference_validation,

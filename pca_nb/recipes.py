@@ -26,11 +26,13 @@ SCHEDULES = { # name -> factor on the learning rate, of progress t = e/E in [0,1
 
 # %% ../nbs/library/33_recipes.ipynb #c8302b1d
 OPTIMIZERS = dict( # name -> optimiser, of parameter groups and a recipe
-    adamw=lambda groups,r: torch.optim.AdamW(groups, lr=r.lr, betas=r.betas, fused=_fused(groups)),
+    adamw=lambda groups,r: torch.optim.AdamW(groups, lr=r.lr, betas=r.betas, fused=_fused(groups),
+                                             capturable=_on_cuda(groups)),
     sgd=lambda groups,r: torch.optim.SGD(groups, lr=r.lr, momentum=r.momentum, nesterov=r.nesterov,
                                          fused=_fused(groups)))
 
 def _fused(groups): return groups[0]['params'][0].device.type in ('cpu','cuda')
+def _on_cuda(groups): return groups[0]['params'][0].device.type=='cuda' # where steps are recorded
 
 # %% ../nbs/library/33_recipes.ipynb #edd0d28d
 @dataclass(frozen=True)

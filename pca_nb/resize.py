@@ -11,6 +11,7 @@ import math
 import torch, torch.nn.functional as F
 from torch import Tensor
 from .core import Refused
+from .machine import constant
 
 # %% ../nbs/library/28_resize.ipynb #3be0b83a
 def resize_weights(
@@ -86,10 +87,11 @@ def draw_crops(
     scale=(.08,1.),        # smallest and largest share of the region's area; (0.08,1) is the standard
     ratio=(3/4,4/3),       # smallest and largest width/height
     g:torch.Generator|None=None, # on the region's device
+    u:Tensor|None=None,    # (4,B,10) uniform numbers that were drawn already; `None`: from `g`
 ) -> Tensor:               # (B,4) int64 boxes inside their regions
     "Draw one random resized crop per region (Szegedy et al. 2015, 1409.4842, as in torchvision)."
     top,left,H,W = region.unbind(1)
-    u = torch.rand(4, len(region), 10, generator=g, device=region.device) # area, ratio, row, column
+    if u is None: u = torch.rand(4, len(region), 10, generator=g, device=region.device) # area, ratio, row, column
     area = (H*W)[:,None]*(scale[0]+(scale[1]-scale[0])*u[0])
     log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
     aspect = torch.exp(log_low+(log_high-log_low)*u[1])
@@ -118,6 +120,6 @@ def cell_boxes(
     size,        # (H,W) of the composite
 ) -> Tensor:     # (B,4) int64 top, left, height, width
     "Return the box of one cell per image."
-    y,x = (torch.tensor(cell_edges(s, f), device=cell.device) for s in size)
+    y,x = (constant(tuple(cell_edges(s, f)), cell.device) for s in size)
     i,j = cell//f, cell%f
     return torch.stack([y[i], x[j], y[i+1]-y[i], x[j+1]-x[j]], 1)

@@ -15,12 +15,13 @@ import numpy as np, torch
 from torch import Tensor
 from .core import lookup, Refused, to_jsonable
 from .storage import atomic_write, load_arrays, quarantine
-from .machine import pick_device
+from .machine import pick_device, send
 from .imageset import ImageSet
 from .models import make_model
 from .recipes import Recipe, RECIPES
 from .checkpoints import make_once
-from .train import Callback, train
+from .callbacks import Callback
+from .train import train
 
 # %% ../nbs/library/39_scores.ipynb #c93d52f4
 def _error_norm(p, labels):
@@ -42,6 +43,7 @@ SUMS = ('el2n','forgotten','margin','logit_margin','correct','entropy')
 
 class Recorder(Callback):
     "Training dynamics of every image as running sums (as in CCS's scoring code, but online)."
+    each_step = False # an image is seen once per epoch, so several steps may be added at once
     def __init__(self,
         n:int,              # images in the full set
         el2n_epochs:int=10, # k, the epochs EL2N sums over
@@ -55,7 +57,7 @@ class Recorder(Callback):
     def after_batch(self, epoch, idx, logits, labels):
         "Add one batch to the sums; no value leaves the device."
         s = self.sums
-        idx = idx.to(logits.device)
+        idx = send(idx, logits.device)
         seen = _measure(logits, labels)
         if epoch<self.el2n_epochs: s['el2n'][idx] += _error_norm(seen['p'], labels)
         s['forgotten'][idx] += (self.was_right[idx]&~seen['right']).float()

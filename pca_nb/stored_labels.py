@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np, torch
 from torch import Tensor
 from .core import config_hash, Refused
-from .machine import pick_device
+from .machine import pick_device, send
 from .imageset import content_hash, ImageSet
-from .augment import AugmentCfg
+from .augment import AugmentCfg, join_views
 from .recipes import SoftRecipe
 from .objective import LabelSource
 from .codecs import CODECS
@@ -153,8 +153,10 @@ class StoredLabels(LabelReader, LabelSource):
                           "use that one, or write the labels again")
     def order(self, data, recipe, seed, epoch):
         return [self.images(shown) for shown,_ in replay_epoch(self.plan, self.first, seed, epoch)]
-    def views(self, steps, data, recipe, seed, epoch, dev):
-        for _,used in replay_epoch(self.plan, self.first, seed, epoch):
-            _,view,logits = self.step(used, dev)
-            yield view, logits.to(dev)
+    def views(self, chunks, data, recipe, seed, epoch, dev):
+        replayed = iter(replay_epoch(self.plan, self.first, seed, epoch))
+        for steps in chunks:
+            stored = [self.step(used) for _,(_,used) in zip(steps, replayed)]
+            view = join_views([view for _,view,_ in stored]).send(dev)
+            yield view, send(torch.cat([logits for *_,logits in stored]), dev)
     def teacher_logits(self, x, recipe, known): return known

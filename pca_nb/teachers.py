@@ -254,14 +254,14 @@ def ensemble_logits(
 # %% ../nbs/library/41_teachers.ipynb #8556df3a
 def _predict(net, x):
     "Return a network's logits in its own memory layout, so that they do not depend on the student's."
-    layout = best_memory_format(net)
-    return net.to(memory_format=layout)(x.contiguous(memory_format=layout)).float()
+    return net(x.contiguous(memory_format=best_memory_format(net))).float()
 
 class TeacherLabels(LabelSource):
     "Logits of one or several teachers, computed for every batch as it is seen."
     def __init__(self, *teachers:Teacher):
         if not teachers: raise Refused("no teacher", "give at least one")
         self.teachers = teachers
+        self.placed = False
     @property
     def key(self): return '+'.join(t.key for t in self.teachers)
     def check(self, data, recipe):
@@ -269,7 +269,14 @@ class TeacherLabels(LabelSource):
         if not recipe.soft:
             raise Refused("this recipe learns from hard labels", "take a `SoftRecipe`, or leave the teacher out")
         for t in self.teachers: check_compatible(t, data)
+    def _place(self, device):
+        "Bring the networks to a device and to their memory layout, unless they are there."
+        there = all(next(t.net.parameters()).device==device for t in self.teachers)
+        if there and self.placed: return
+        for t in self.teachers: t.net.to(device).to(memory_format=best_memory_format(t.net.to(device)))
+        self.placed = True
     @torch.no_grad()
     def teacher_logits(self, x, recipe, known=None):
-        logits = [_predict(t.net.to(x.device), x) for t in self.teachers]
+        self._place(x.device)
+        logits = [_predict(t.net, x) for t in self.teachers]
         return ensemble_logits(torch.stack(logits), recipe.ensemble)

@@ -26,7 +26,8 @@ from pca_nb.result_store import ResultStore
 from pca_nb.run import run_one
 from pca_nb.scores import read_dynamics, record_dynamics, ScoringCfg
 from pca_nb.storage import DamagedFileWarning, file_lock
-from pca_nb.train import Callback, train
+from pca_nb.callbacks import Callback
+from pca_nb.train import train
 
 HERE = Path(__file__).parent
 HARD = RECIPES['hard']

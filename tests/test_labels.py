@@ -91,7 +91,7 @@ def test_a_soft_step_by_hand():
 def test_averaged_weights_are_measured_and_kept():
     "EDC's mean of the weights, against one kept by hand; batch statistics stay the last."
     seen, r = [], SoftRecipe(**SHORT, ema=.7)
-    from pca_nb.train import Callback
+    from pca_nb.callbacks import Callback
     net = make_model('convnet2-w32', 10, 16)
     data = FULL[torch.arange(40)]
     start = [p.detach().clone() for p in net.parameters()]

@@ -40,7 +40,8 @@ from pca_nb.datasets import load_data
 from pca_nb.models import make_model
 from pca_nb.recipes import HARD, RECIPES
 from pca_nb.scores import ScoringCfg, record_dynamics
-from pca_nb.train import Callback, train
+from pca_nb.callbacks import Callback
+from pca_nb.train import train
 torch.set_num_threads(1)
 validate.pick_dtype = lambda dev: torch.float32 # rounding alone, so that 1e-3 can be asked for
 engine.SAVE_EVERY = 0

@@ -444,7 +444,7 @@ def test_training_is_that_of_a_plain_loop(mix, per, hard_weight, given):
     slow.train()
     for epoch in range(2):
         steps = LabelSource().order(given, recipe, 0, epoch)
-        for idx, (view, _) in zip(steps, LabelSource().views(steps, given, recipe, 0, epoch, 'cpu')):
+        for idx, (view, _) in zip(steps, LabelSource().views([[s] for s in steps], given, recipe, 0, epoch, 'cpu')):
             p = slow(apply_view(given.images[idx], view, given.stats)).softmax(1)
             loss = 0.
             for i, own in enumerate(idx.tolist()):

@@ -21,7 +21,8 @@ from pca_nb.machine import environment_info
 from pca_nb.models import make_model
 from pca_nb.reference_loop import photos
 from pca_nb.timing import cpu_name
-from pca_nb.train import Callback, train
+from pca_nb.callbacks import Callback
+from pca_nb.train import train
 from pca_nb.workload import steps_of
 
 EPOCHS = {'convnet4-w32': 10, 'convnet3-bn': 3, 'resnet18': 2}   # of seven steps, timed in a round
