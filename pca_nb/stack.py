@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STACKED', 'StackedLinear', 'check_stackable', 'StackedNet', 'stack_networks']
 
-# %% ../nbs/library/32a_stack.ipynb #8325cc74
+# %% ../nbs/library/32a_stack.ipynb #edf0ed7b
 from copy import deepcopy
 
 import torch, torch.nn as nn
@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from .core import Refused
 
-# %% ../nbs/library/32a_stack.ipynb #e0b6fcaa
+# %% ../nbs/library/32a_stack.ipynb #b67abe4d
 class StackedLinear(nn.Linear):
     "S linear layers side by side; `weight` is (S·out,in), `bias` is (S·out)."
     def forward(self,
@@ -27,7 +27,7 @@ class StackedLinear(nn.Linear):
         if self.bias is not None: out = out+self.bias.unflatten(0, (S,1,-1))
         return out.transpose(0,1).flatten(1)
 
-# %% ../nbs/library/32a_stack.ipynb #d0689292
+# %% ../nbs/library/32a_stack.ipynb #2bf3b9ba
 def _grow(*names):
     "Return a change that multiplies some numbers of a layer by S."
     def change(layer, S):
@@ -47,7 +47,7 @@ STACKED = { # type of layer or container -> change(layer, S), in place
                                   nn.Flatten, nn.Identity, nn.Sequential, ResNet, BasicBlock, Bottleneck)},
 }
 
-# %% ../nbs/library/32a_stack.ipynb #f94ee901
+# %% ../nbs/library/32a_stack.ipynb #083c29b2
 _RANDOM = ('Dropout','DropPath','StochasticDepth') # parts of the names of layers that draw
 
 def _change_for(layer):
@@ -67,7 +67,7 @@ def check_stackable(
             raise Refused(f"{what} is not known to keep stacked networks apart",
                           "train the network alone, or add its type to `STACKED`")
 
-# %% ../nbs/library/32a_stack.ipynb #570ba5db
+# %% ../nbs/library/32a_stack.ipynb #43ea6fbc
 def _tensors(net): return dict(net.named_parameters())|dict(net.named_buffers())
 
 def _counts(net): return {name: int(t) for name,t in net.named_buffers() if not t.ndim} # batches a norm has seen
@@ -87,7 +87,7 @@ def _joined(values):
     "Put the same tensor of S networks one after the other; a count of batches is one for all."
     return torch.cat(values) if values[0].ndim else values[0].clone()
 
-# %% ../nbs/library/32a_stack.ipynb #61131cf6
+# %% ../nbs/library/32a_stack.ipynb #383d2e20
 class StackedNet(nn.Module):
     "S networks of one architecture as one; made by `stack_networks`."
     memory_format = torch.contiguous_format # of the images inside
@@ -99,10 +99,11 @@ class StackedNet(nn.Module):
         self.net = net
         self.n = n
     def forward(self,
-        x:Tensor, # (S,b,3,H,W), the images of each network
+        x:Tensor, # (S,b,3,H,W), the images of each network; or (b,3,H,W), the same for all
     ) -> Tensor:  # (S,b,C), its logits
-        "Let every network look at its own images."
-        logits = self.net(_side_by_side(x, self.memory_format))
+        "Let every network look at its images."
+        each = x if x.ndim==5 else x.expand(self.n, *x.shape)
+        logits = self.net(_side_by_side(each, self.memory_format))
         return logits.unflatten(1, (self.n,-1)).transpose(0,1)
     def states(self) -> list: # of S dicts, name -> Tensor
         "Return the state dict of every single network."
@@ -116,7 +117,7 @@ def _side_by_side(x, memory_format):
     if memory_format!=torch.channels_last: return x.transpose(0,1).reshape(b, S*C, H, W)
     return x.permute(1,3,4,0,2).reshape(b, H, W, S*C).permute(0,3,1,2)
 
-# %% ../nbs/library/32a_stack.ipynb #ec4ff8ea
+# %% ../nbs/library/32a_stack.ipynb #7983c131
 def stack_networks(
     nets,        # S networks of one architecture, on one device; not changed
 ) -> StackedNet: # with copies of their weights and statistics
