@@ -68,7 +68,7 @@ class Tape(TorchDispatchMode):
 class CannotRecord(RuntimeError): "A function cannot be recorded on this device."
 
 class CudaRecording:
-    "The operations of a function as a CUDA graph; made and replayed on the current stream, which is not the default one."
+    "The operations of a function as a CUDA graph, made and replayed on the current stream, not the default one."
     def __init__(self,
         f,         # without arguments; captured, then replayed once
         like=None, # another recording, never replayed at the same time, whose memory is shared

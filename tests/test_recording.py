@@ -1,4 +1,4 @@
-"""Steps drawn in chunks and replayed from a recording: the same numbers as one step at a time, drawn and called anew."""
+"""Steps drawn in chunks and replayed from a recording: the numbers of one step at a time, drawn and called anew."""
 import math
 from dataclasses import replace
 
@@ -104,7 +104,8 @@ def test_batches_drawn_at_once_are_drawn_in_turn(patches, per):
             top, left, H, W = boxes[i]
             area = H*W*(torch.tensor(.3)+(torch.tensor(1.)-.3)*u[0, i])
             aspect = torch.exp(math.log(3/4)+(math.log(4/3)-math.log(3/4))*u[1, i])
-            tries = [(int((a/r).sqrt().round()), int((a*r).sqrt().round()), j) for j, (a, r) in enumerate(zip(area, aspect))]
+            tries = [(int((a/r).sqrt().round()), int((a*r).sqrt().round()), j)
+                     for j, (a, r) in enumerate(zip(area, aspect))]
             fits = [(h, w, j) for h, w, j in tries if 0 < h <= H and 0 < w <= W]
             if fits:
                 h, w, j = fits[0]
