@@ -17,7 +17,6 @@ from .progress import progress
 from .imageset import ImageSet
 from .augment import draw_view
 from .stack import stack_networks, StackedNet
-from .distributed import init_distributed
 from .recording import Repeated
 from .validate import _add, autocast, Validation
 from .objective import hard_losses, LabelSource
