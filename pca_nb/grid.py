@@ -219,7 +219,7 @@ class Grid(GridInputs):
         cfgs,              # `RunCfg`s
         store:ResultStore, # where rows are kept
         executor:Executor|None=None, # runs the rows: anything with `submit`; `None`: this process
-        together:int=0,    # runs trained in step; 0 = as many as pay on the device, 1 = none
+        together:int=0,    # runs trained in step; 0 = as many as a GPU holds, none on a CPU; 1 = none
     ) -> pd.DataFrame:     # `store.frame(cfgs)`
         "Make the rows that are missing and read the others."
         todo = _check_grid(self, cfgs, store, executor)
@@ -243,7 +243,7 @@ def run_grid(
     sources:dict|None=None, # data name -> (train, test) for `load_data`, when it is no key of `DATASETS`
     executor:Executor|None=None, # runs the rows: anything with `submit`; `None`: this process
     device=None,          # `None`: `pick_device`
-    together:int=0,       # runs trained in step; 0 = as many as pay on the device, 1 = none
+    together:int=0,       # runs trained in step; 0 = as many as a GPU holds, none on a CPU; 1 = none
 ) -> pd.DataFrame:        # `rows.frame(cfgs)`
     "Make the rows that are missing and read the others."
     return Grid(home, sources, device).run(cfgs, rows, executor, together)
