@@ -6,7 +6,7 @@
 __all__ = ['MOST_TOGETHER', 'group_key', 'run_bytes', 'group_size', 'Group', 'find_groups', 'count_runs', 'device_here',
            'GroupFailed', 'make_group', 'make_rows']
 
-# %% ../nbs/benchmark/59c_groups.ipynb #1174ed79
+# %% ../nbs/benchmark/59c_groups.ipynb #e7779508
 import time
 from contextlib import contextmanager
 from functools import lru_cache
@@ -22,7 +22,7 @@ from .together import check_together, train_together
 from .methods import METHODS
 from .run import prepare_run, run_name
 
-# %% ../nbs/benchmark/59c_groups.ipynb #60548eaa
+# %% ../nbs/benchmark/59c_groups.ipynb #7036d860
 def group_key(
     cfg, # a `RunCfg`
 ):       # a tuple that runs of one group share; `None` for a run that trains alone
@@ -41,7 +41,7 @@ def _can_stack(arch, size):
 def _without_weights(arch, size):
     with torch.device('meta'): return lookup(MODELS, arch, 'network')(10, size)
 
-# %% ../nbs/benchmark/59c_groups.ipynb #b542d340
+# %% ../nbs/benchmark/59c_groups.ipynb #3697ab29
 MOST_TOGETHER = 32 # runs in a group on a GPU
 
 def run_bytes(
@@ -66,7 +66,7 @@ def group_size(
     free = torch.cuda.mem_get_info(device)[0]//(2*workers)
     return max(1, min(MOST_TOGETHER, free//run_bytes(cfg)))
 
-# %% ../nbs/benchmark/59c_groups.ipynb #8ca4f64e
+# %% ../nbs/benchmark/59c_groups.ipynb #7cf80939
 class Group(tuple): "`RunCfg`s that are trained in step."
 
 def find_groups(
@@ -77,7 +77,7 @@ def find_groups(
     workers:int=1, # processes that the runs are shared out to
 ) -> list:         # `Group`s, and single `RunCfg`s
     "Cut a grid into groups of runs that are trained in step."
-    if together<0: raise Refused(f"together={together}", "give 0 for as many as the device holds, or the runs per group")
+    if together<0: raise Refused(f"together={together}", "give 0 for what the device holds, or the runs per group")
     by_shape = {}
     for c in {c.key: c for c in cfgs}.values(): by_shape.setdefault(_shape_or_self(c, together), []).append(c)
     missing = {c.key for c in todo}
@@ -106,7 +106,7 @@ def _shape_or_self(cfg, together):
     "Return a run's shape, or its own name if it stands alone."
     return cfg.key if together==1 else group_key(cfg) or cfg.key
 
-# %% ../nbs/benchmark/59c_groups.ipynb #80b51ee5
+# %% ../nbs/benchmark/59c_groups.ipynb #ab849e02
 class GroupFailed(Exception):
     "Some runs of a group failed, the rows of the others are stored."
     def __init__(self,
@@ -132,7 +132,7 @@ def _fit(trainer, other):
     except Refused: return False
     return True
 
-# %% ../nbs/benchmark/59c_groups.ipynb #02bebd78
+# %% ../nbs/benchmark/59c_groups.ipynb #6a7d0fc2
 def make_group(
     grid,  # a `Grid`
     cfgs,  # `RunCfg`s of one shape
@@ -161,7 +161,7 @@ def make_rows(
     if isinstance(item, Group): make_group(grid, item, store)
     else: grid.make_row(item, store)
 
-# %% ../nbs/benchmark/59c_groups.ipynb #2d0862c2
+# %% ../nbs/benchmark/59c_groups.ipynb #69bd7627
 def _train_group(grid, runs, trainers, test, store):
     "Train runs in step and store their rows; return (run, error) of those that failed."
     cfgs = [run.cfg for run in runs]
