@@ -29,6 +29,7 @@ from .method_setup import check_method
 from .runs import build_set, run_cfg, RunCfg
 from .result_store import ResultStore
 from .run import run_name, run_one, RunInputs
+from .groups import count_runs, device_here, find_groups, GroupFailed, make_rows
 
 # %% ../nbs/benchmark/60_grid.ipynb #39a0f002
 class GridFiles:
@@ -139,23 +140,27 @@ class _Later(partial):
 def _work(job, items, executor, path, report=True, what='runs'):
     "Do a job for every item; collect failures and report them at the end."
     jobs, failed, done = [], [], 0
+    total = count_runs(items)
     try:
         for item in items: jobs.append(executor.submit(job, item) if executor else _Later(job, item))
         for item,pending in zip(items, progress(jobs, what, len(jobs))):
             try:
                 pending.result()
-                done += 1
+                done += count_runs([item])
             except (OSError, BrokenExecutor): raise # the others would meet it too
+            except GroupFailed as e:
+                failed += e.failed
+                done += count_runs([item])-len(e.failed)
             except Exception as e: failed.append((item, e))
     except BrokenExecutor as e:
-        raise ChildProcessError(f"a worker died (killed, or out of memory) with {done} of {len(items)} runs seen to "
+        raise ChildProcessError(f"a worker died (killed, or out of memory) with {done} of {total} runs seen to "
                                 f"finish: {_again(path)}; fewer workers need less memory") from e
     except KeyboardInterrupt as e:
-        raise KeyboardInterrupt(f"stopped with {done} of {len(items)} runs finished: {_again(path)}") from e
+        raise KeyboardInterrupt(f"stopped with {done} of {total} runs finished: {_again(path)}") from e
     finally:
-        for pending in jobs[done+len(failed):]: # none, unless something ended the loop
+        for pending in jobs: # has no effect on those that have ended
             with suppress(Exception): pending.cancel()
-    if report and failed: _raise_failures(failed, len(items), path)
+    if report and failed: _raise_failures(failed, total, path)
 
 def _again(path): return f"run it again, rows in {path} are kept and started runs resume from their checkpoints"
 
@@ -214,9 +219,11 @@ class Grid(GridInputs):
         cfgs,              # `RunCfg`s
         store:ResultStore, # where rows are kept
         executor:Executor|None=None, # runs the rows: anything with `submit`; `None`: this process
+        together:int=0,    # runs trained in step; 0 = as many as a GPU holds, none on a CPU; 1 = none
     ) -> pd.DataFrame:     # `store.frame(cfgs)`
         "Make the rows that are missing and read the others."
         todo = _check_grid(self, cfgs, store, executor)
+        groups = find_groups(cfgs, todo, device_here(self.device), together, getattr(executor, '_max_workers', 1))
         work = partial(_work, executor=executor, path=store.path)
         by_scores = {self.score_file(c): c for c in todo if c.scoring}
         work(partial(_for_its_file, self.scores), list(by_scores.values()), what='scoring runs')
@@ -224,7 +231,7 @@ class Grid(GridInputs):
         work(partial(_train_teacher, self), _teacher_jobs(self, todo), report=False, what='teachers')
         by_set = {self.set_file(c): c for c in todo if c.synthesis}
         work(partial(_for_its_file, self.synthetic_set), list(by_set.values()), report=False, what='sets')
-        work(partial(self.make_row, store=store), todo)
+        work(partial(make_rows, self, store=store), groups)
         for c in cfgs: self.clear(c) # what runs left that were killed between their row and their end
         return store.frame(cfgs)
 
@@ -236,9 +243,10 @@ def run_grid(
     sources:dict|None=None, # data name -> (train, test) for `load_data`, when it is no key of `DATASETS`
     executor:Executor|None=None, # runs the rows: anything with `submit`; `None`: this process
     device=None,          # `None`: `pick_device`
+    together:int=0,       # runs trained in step; 0 = as many as a GPU holds, none on a CPU; 1 = none
 ) -> pd.DataFrame:        # `rows.frame(cfgs)`
     "Make the rows that are missing and read the others."
-    return Grid(home, sources, device).run(cfgs, rows, executor)
+    return Grid(home, sources, device).run(cfgs, rows, executor, together)
 
 # %% ../nbs/benchmark/60_grid.ipynb #d8554654
 DEMO = ('random','forgetting-easyB','el2n-easyB','aum-easyB','ccs','pca')
