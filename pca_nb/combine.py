@@ -8,6 +8,7 @@ __all__ = ['SHRINKS', 'shrink', 'Tiling', 'tile', 'combine', 'assign_to_cells', 
 
 # %% ../nbs/library/29_combine.ipynb #33719e70
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product
 
 import torch, torch.nn.functional as F
@@ -16,6 +17,7 @@ from .core import lookup, Refused
 from .machine import thread_pool
 from .progress import progress
 from .imageset import drop_soft, ImageSet
+from .decode import prefetch_batches
 from .resize import cell_boxes, cell_edges, crop_resize, resize_weights
 
 # %% ../nbs/library/29_combine.ipynb #e78b8bd2
@@ -25,18 +27,39 @@ def _least_squares_weights(big, small):
     enlarge = _weights(small, big) # E
     return torch.linalg.pinv(enlarge.double()).float()
 
+@lru_cache(64)
+def _kept_weights(weights, big, small, threads): # how many threads share the work changes the last bits of `pinv`
+    return weights(big, small)
+
 def _linear(images, size, weights):
     "Resize by one (small,big) matrix per axis."
-    rows,cols = (weights(big, small).to(images.device) for big,small in zip(images.shape[-2:], size))
+    threads = torch.get_num_threads()
+    rows,cols = (_kept_weights(weights, big, small, threads).to(images.device)
+                 for big,small in zip(images.shape[-2:], size))
     return (rows@images.float()@cols.mT).round().clamp(0,255).to(torch.uint8)
+
+def _lsq(images, size): return _linear(images, size, _least_squares_weights)
+
+# %% ../nbs/library/29_combine.ipynb #12a00013
+def _as_pixels(images):
+    "Return (B,3,H,W) colour planes as pixels of four bytes: (B,4,H,W) uint8, channels last, the fourth zero."
+    words,green,blue = (images[:,c].int() for c in range(3))
+    words.add_(green, alpha=2**8).add_(blue, alpha=2**16)
+    return words.view(torch.uint8).view(*words.shape, 4).permute(0,3,1,2)
+
+def _as_planes(pixels):
+    "Return pixels of four bytes, (B,4,h,w) uint8, as (B,3,h,w) colour planes."
+    n,_,h,w = pixels.shape
+    words = pixels.permute(0,2,3,1).reshape(-1).view(torch.int32).view(n, h, w)
+    planes = torch.empty(n, 3, h, w, dtype=torch.uint8)
+    for c in range(3): planes[:,c] = words>>8*c # the lowest byte is kept
+    return planes
 
 def _antialias(images, size):
     if images.device.type!='cpu':
         return F.interpolate(images.float(), size, mode='bilinear', antialias=True).round().to(torch.uint8)
     if 1 in size: return _linear(images, size, _weights) # torch's kernel is wrong at one pixel
-    return F.interpolate(images, size, mode='bilinear', antialias=True)
-
-def _lsq(images, size): return _linear(images, size, _least_squares_weights)
+    return _as_planes(F.interpolate(_as_pixels(images), size, mode='bilinear', antialias=True))
 
 # %% ../nbs/library/29_combine.ipynb #12a00001
 SHRINKS = dict(antialias=_antialias, lsq=_lsq) # name -> shrink(images, (h,w))
@@ -64,12 +87,13 @@ class Tiling:
 def tile(
     cells,         # f² batches of whole images, each (B,3,H,W) uint8, row-major
     tiling:Tiling, # factor from 1 to H, and how to shrink
+    out:Tensor|None=None, # (B,3,H,W) uint8 to be filled; `cells` may then come one after the other
 ) -> Tensor:       # (B,3,H,W) uint8
     "Tile f×f whole images into each composite."
-    H,W = cells[0].shape[-2:]
+    if out is None: out = torch.empty_like(cells[0])
+    H,W = out.shape[-2:]
     y = cell_edges(H, tiling.factor)
     x = cell_edges(W, tiling.factor)
-    out = torch.empty_like(cells[0])
     for whole,(i,j) in zip(cells, product(range(tiling.factor), repeat=2)):
         cell = out[..., y[i]:y[i+1], x[j]:x[j+1]]
         cell.copy_(shrink(whole, cell.shape[-2:], tiling.shrink))
@@ -88,16 +112,26 @@ def _checked_factor(full, idx):
     cell_edges(min(full.size), f)
     return f
 
+_TOGETHER = 2**20 # bytes of images that a thread shrinks in one call: with what is made of them they fit its cache
+
+def _images_per_call(size, tiling):
+    "Return how many images are shrunk in one call: 1 where the last bit would depend on it."
+    in_integers = tiling.shrink=='antialias' and min(size)>=2*tiling.factor # no cell of one pixel
+    return max(1, _TOGETHER//(3*size[0]*size[1])) if in_integers else 1
+
 def _tile_in_threads(out, full, idx, tiling):
-    "Fill `out`, one composite per task, its images read where they lie."
-    def fill(k, row): out[k:k+1] = tile([full.images[i:i+1] for i in row], tiling)
-    list(thread_pool().map(fill, range(len(idx)), progress(idx.tolist(), 'combining')))
+    "Fill `out`, some composites per task."
+    n = _images_per_call(full.size, tiling)
+    def fill(part, rows): tile((full.images.index_select(0, i) for i in rows.T), tiling, part)
+    tasks = thread_pool().map(fill, out.split(n), idx.split(n))
+    for _ in progress(tasks, 'combining', -(-len(idx)//n)): pass
 
 def _tile_in_batches(out, full, idx, tiling):
     "Fill `out`, 64 composites at a time, for images on a GPU or behind a read."
-    for part,rows in zip(out.split(64), progress(idx.split(64), 'combining')):
-        images = full.images[rows.flatten()].view(*rows.shape, 3, *full.size)
-        part.copy_(tile(images.unbind(1), tiling))
+    rows = idx.split(64)
+    batches = prefetch_batches(full.images, [r.flatten() for r in rows], ahead=1)
+    for (_,images),part in zip(progress(batches, 'combining', len(rows)), out.split(64)):
+        tile(images.view(len(part), -1, 3, *full.size).unbind(1), tiling, part)
 
 # %% ../nbs/library/29_combine.ipynb #12a0000b
 def combine(
