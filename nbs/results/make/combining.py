@@ -73,40 +73,51 @@ def combined(images, idx, shrink, take, per_call, pool):
 
 def by_position(images, i): return images[i]
 def by_selection(images, i): return images.index_select(0, i)
+def lsq_anew(images, size):
+    library._kept_weights.cache_clear()
+    return library._lsq(images, size)
+
+
 def where_it_lies(images, i): return images[i[0]:i[0]+1]
 def last_selection(images, i): return images.permute(0, 2, 3, 1).index_select(0, i).permute(0, 3, 1, 2)
 
 
+def few_of(idx): return idx[:max(64, len(idx)//20)]
+
+
 def ways(full, idx):
-    "Return name -> (function, composites in a call)."
-    per_call = max(1, 2**20//full.images[0].numel())
+    "Return name -> function; those whose name begins with a word of `SLOW` combine few of the rows."
+    per_call = library._images_per_call(full.size, library.Tiling(2))
     pool = thread_pool(THREADS)
     last = full.images.contiguous(memory_format=torch.channels_last)
-    few = idx[:max(64, len(idx)//20)]
+    few = few_of(idx)
 
-    def way(shrink, take, n=per_call, pool=pool, images=full.images):
+    def way(shrink, take, n=per_call, pool=pool, images=full.images, idx=idx):
         return lambda: combined(images, idx, shrink, take, n, pool)
 
     def torch_threads():
         torch.set_num_threads(THREADS)
-        try: return combined(full.images, idx, library._antialias, by_selection, per_call, None)
+        try: return combined(full.images, few, library._antialias, by_selection, per_call, None)
         finally: torch.set_num_threads(1)
-    made = {
+    return {
         'Pillow, image by image': lambda: loop_combining(full.images, few.tolist()),
         'torch, one image per call': way(torch_alone, where_it_lies, 1),
-        'torch, 1 MB per call, images[i]': way(torch_alone, by_position),
-        'torch, 1 MB per call, index_select': way(torch_alone, by_selection),
+        'torch, 2 MB per call, images[i]': way(torch_alone, by_position),
+        'torch, 2 MB per call, index_select': way(torch_alone, by_selection),
         'torch, set stored channels last': way(torch_alone, last_selection, images=last),
         '1, 3, 3, 1 in int16': way(in_int16, by_selection),
-        'four bytes per pixel, one image per call': way(library._antialias, where_it_lies, 1),
-        'four bytes per pixel, one thread': way(library._antialias, by_selection, pool=None),
-        'four bytes per pixel, torch\'s threads': torch_threads,
-        'four bytes per pixel (`combine`)': lambda: library.combine(full, idx).images,
+        'four planes, one image per call': way(library._antialias, where_it_lies, 1),
+        'four planes, 1 MB per call': way(library._antialias, by_selection, max(4, per_call//2)),
+        'four planes, 2 MB per call (`combine`)': lambda: library.combine(full, idx).images,
+        'four planes, 4 MB per call': way(library._antialias, by_selection, 2*per_call),
+        'four planes, one thread': way(library._antialias, by_selection, pool=None),
+        "torch's own threads": torch_threads,
+        'lsq, matrices made for every image': way(lsq_anew, where_it_lies, 1, idx=few),
+        'lsq (`combine`)': lambda: library.combine(full, few, 'lsq').images,
     }
-    for size in (2**18, 2**19, 2**21, 2**22):
-        n = max(1, size//full.images[0].numel())
-        made[f'four bytes per pixel, {size/2**20:g} MB per call'] = way(library._antialias, by_selection, n)
-    return made, {name: len(few if 'Pillow' in name else idx) for name in made}
+
+
+SLOW = 'Pillow', "torch's", 'lsq'
 
 
 def timed(run):
@@ -120,10 +131,14 @@ def rows(side, rounds):
     full = photos(256, side)
     full = replace(full, labels=torch.zeros_like(full.labels))
     idx = torch.randint(256, (SIDES[side], 4), generator=generator(0, 'tiles'))
-    made, composites = ways(full, idx)
+    made = ways(full, idx)
+    composites = {name: len(few_of(idx) if name.startswith(SLOW) else idx) for name in made}
     truth = combined(full.images, idx, torch_alone, where_it_lies, 1, None)
+    lsq = made['lsq, matrices made for every image']()
     for name, run in made.items():
-        if 'Pillow' not in name: assert torch.equal(run(), truth), name
+        if 'Pillow' in name: continue
+        out = run()
+        assert torch.equal(out, (lsq if 'lsq' in name else truth)[:len(out)]), name
     times = {name: [] for name in made}
     for _ in range(rounds):
         for name, run in made.items(): times[name].append(timed(run))
