@@ -11,7 +11,6 @@ from collections import Counter
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import suppress
 from dataclasses import dataclass, field
-from math import ceil
 from operator import itemgetter
 from pathlib import Path
 from typing import Callable
@@ -131,7 +130,6 @@ class Budget:
         if n: return n
         raise Refused(f'{type(executor).__name__} does not say how many runs it makes at once',
                       'give `minutes=Budget(12, workers=8)` instead of `minutes=12`')
-
     def note_guess(self, what):
         "Say once that a job begins without an estimate."
         if not self.guessed: self.say(f'{what} begins without an estimate: nothing was timed on this machine yet')
@@ -145,7 +143,7 @@ class Budget:
 def _duration(seconds):
     "Return a time in words, coarse as estimates are."
     if not seconds: return 'an unknown time'
-    return f'{ceil(seconds)} s' if seconds<90 else f'{round(seconds/60)} min'
+    return f'{max(1, round(seconds))} s' if seconds<90 else f'{round(seconds/60)} min'
 
 def _warn(words): warnings.warn(words, TimeNote, stacklevel=2)
 
