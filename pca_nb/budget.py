@@ -216,9 +216,9 @@ class Schedule:
             while True:
                 self._fill(pending, workers, executor or _Here())
                 if not pending: return
-                job = self._first_done(pending)
-                self._end(job, pending.pop(job))
-                yield job
+                for job in self._done(pending):
+                    self._end(job, pending.pop(job))
+                    yield job
         finally:
             for future in pending.values(): # none, unless something ended the loop
                 with suppress(Exception): future.cancel()
@@ -230,11 +230,11 @@ class Schedule:
             if self.timings.estimate(job.cost) is None: self.budget.note_guess(job.what)
             self.running[job] = self.budget.clock.monotonic()
             pending[job] = executor.submit(_for_its_file, job.make, *job.args)
-    def _first_done(self, pending):
-        "Wait for a job to end."
+    def _done(self, pending):
+        "Wait until jobs have ended, and return all that have."
         while True:
-            for job,future in pending.items():
-                if future.done(): return job
+            done = [job for job,future in pending.items() if future.done()]
+            if done: return done
             self.budget.clock.sleep(.05)
     def _end(self, job, future):
         "Note what a job took, or why it failed."
