@@ -151,6 +151,15 @@ def test_the_first_job_begins_without_an_estimate_and_says_so_once():
     assert schedule.budget.left == ['row 2']
 
 
+def test_what_a_running_job_has_done_already_counts():
+    "At 30 s the scores take 20 s more: with the teacher's 40 and the row's 10 that is just what is left of 100."
+    scores, teacher = job('scores'), job('teacher')
+    rows = [job('row 0'), job('row 1', needs=[scores, teacher])]
+    durations = {'row 0': 30, 'scores': 50, 'teacher': 40, 'row 1': 10}
+    world, _ = played(rows, known(durations), durations, 2, 100)
+    assert world.began == [('row 0', 0, 30), ('scores', 0, 50), ('teacher', 30, 70), ('row 1', 70, 80)]
+
+
 # ---- order ----
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(['random', 'tiles', 'noise']), st.integers(1, 2), st.integers(0, 4)),
@@ -206,8 +215,8 @@ def test_a_cut_grid_goes_on_where_it_stopped(store, tmp_path):
     "Seed 0 of both methods first; the second call makes the rest, and all rows are those of a grid without a budget."
     said = []
     budget = Budget(.6, say=said.append, clock=rows_as_clock(store))   # 36 s
-    first = run_grid(CFGS[:1]+CFGS[2:]+CFGS[1:2], store, tmp_path, device='cpu', minutes=budget)
-    assert first.seed.tolist() == [0] and budget.left == [CFGS[2], CFGS[3], CFGS[1]]
+    first = run_grid(CFGS, store, tmp_path, device='cpu', minutes=budget)
+    assert first.seed.tolist() == [0] and budget.left == [CFGS[2], CFGS[1], CFGS[3]]
     assert store.missing(CFGS) == [CFGS[1], CFGS[2], CFGS[3]] and 'no time for 3 of 4 runs' in said[-1]
     assert f'rows in {store.path} are kept' in said[-1]
     second = run_grid(CFGS, store, tmp_path, device='cpu', minutes=10**6)
