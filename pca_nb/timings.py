@@ -9,6 +9,7 @@ __all__ = ['Cost', 'cell_of', 'run_cost', 'scoring_cost', 'teacher_cost', 'set_c
 # %% ../nbs/benchmark/59a_timings.ipynb #59a00003
 from collections import defaultdict, deque
 from dataclasses import dataclass
+from functools import partial
 
 from .core import config_hash, to_jsonable
 from .machine import environment_info, pick_device
@@ -90,15 +91,19 @@ def set_cost(
 class Timings:
     "Seconds of finished jobs, and what they say of those ahead."
     def __init__(self,
-        keep:int=5, # finished jobs of a group that are remembered: the last
-    ): self.rates = defaultdict(lambda: deque(maxlen=keep))
+        keep:int=5,  # finished jobs of a group that are remembered: the last
+        least:int=3, # finished jobs that a cell needs for an estimate of its own
+    ):
+        self.rates = defaultdict(partial(deque, maxlen=keep))
+        self.least = least
     def learn(self, cost:Cost, seconds:float):
         "Remember what a job took."
         for group in cost.like: self.rates[group].append(seconds/cost.pixels)
     def estimate(self, cost:Cost) -> float|None: # seconds; `None`: nothing was timed yet
         "Return how long a job will take: as long as the slowest of the last that resemble it."
-        for group in cost.like:
-            if group in self.rates: return max(self.rates[group])*cost.pixels
+        for rank,group in enumerate(cost.like):
+            seen = self.rates.get(group, ())
+            if len(seen)>=(1 if rank else self.least): return max(seen)*cost.pixels
         return None
 
 # %% ../nbs/benchmark/59a_timings.ipynb #59b00012
