@@ -118,6 +118,7 @@ def _machine(device): return _machine_columns(environment_info(pick_device(devic
 
 def _machine_columns(row): return {name: row.get(name) for name in ('device','dtype','threads')}
 
+# %% ../nbs/benchmark/59a_timings.ipynb #59a00007
 def known_timings(
     store:ResultStore, # rows of finished runs
     kept:ResultStore,  # what other jobs took, as `keep_timing` wrote it
