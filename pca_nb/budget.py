@@ -92,9 +92,17 @@ def seeds_first(
 
 PRIORITIES = dict(seed=seeds_first, given=list) # name -> order of runs
 
-# %% ../nbs/benchmark/59b_budget.ipynb #59b0001d
+# %% ../nbs/benchmark/59b_budget.ipynb #59b0002a
 class TimeNote(UserWarning): "What a time budget left for another call, or could not estimate."
 
+def _duration(seconds):
+    "Return a time in words, coarse as estimates are."
+    if not seconds: return 'an unknown time'
+    return f'{max(1, round(seconds))} s' if seconds<90 else f'{round(seconds/60)} min'
+
+def _warn(words): warnings.warn(words, TimeNote, stacklevel=2)
+
+# %% ../nbs/benchmark/59b_budget.ipynb #59b0001d
 class Budget:
     "The time that grids may take, and in which order they spend it."
     def __init__(self,
@@ -139,13 +147,6 @@ class Budget:
         if not self.left: return
         self.say(f'no time for {len(self.left)} of {total} runs, about {_duration(self.seconds_left)} of work and '
                  f'{_duration(self.shortest)} for the shortest: {fix}')
-
-def _duration(seconds):
-    "Return a time in words, coarse as estimates are."
-    if not seconds: return 'an unknown time'
-    return f'{max(1, round(seconds))} s' if seconds<90 else f'{round(seconds/60)} min'
-
-def _warn(words): warnings.warn(words, TimeNote, stacklevel=2)
 
 def as_budget(
     minutes, # a number, a `Budget`, or `None`
