@@ -30,7 +30,7 @@ from .runs import build_set, run_cfg, RunCfg
 from .result_store import ResultStore
 from .run import run_name, run_one, RunInputs
 from .timings import keep_timing, known_timings, machine_of
-from .budget import as_budget, Budget, grid_jobs, Schedule
+from .budget import as_budget, Budget, do_in_time, grid_jobs, Schedule
 
 # %% ../nbs/benchmark/60_grid.ipynb #39a0f002
 class GridFiles:
@@ -225,7 +225,7 @@ def _work_in_time(grid, todo, store, executor, budget):
     with _told_how_far(done, len(todo), store.path):
         machine = machine_of(executor, grid.device)
         schedule = Schedule(grid_jobs(grid, todo, store), budget, known_timings(store, kept, machine))
-        with progress(todo, 'runs', len(todo)) as bar, closing(schedule.work(executor)) as ended:
+        with progress(todo, 'runs', len(todo)) as bar, closing(do_in_time(schedule, executor)) as ended:
             for job in ended:
                 if job in schedule.failed: continue
                 if job.cfg is None: keep_timing(kept, Path(job.name).name, job.cost, schedule.took[job], machine)

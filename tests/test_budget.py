@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from pca_nb import cli, grid
-from pca_nb.budget import Budget, Job, PRIORITIES, Schedule, seeds_first
+from pca_nb.budget import Budget, do_in_time, Job, PRIORITIES, Schedule, seeds_first
 from pca_nb.grid import Grid, process_pool, run_grid, RunsFailed
 from pca_nb.result_store import ResultStore
 from pca_nb.run import run_one
@@ -61,7 +61,7 @@ def known(durations):
 def played(rows, timings, durations, workers, seconds):
     world = World(workers, durations)
     schedule = Schedule(rows, Budget(seconds/60, say=lambda words: None, clock=world), timings)
-    for _ in schedule.work(world): pass
+    for _ in do_in_time(schedule, world): pass
     return world, schedule
 
 
@@ -144,7 +144,7 @@ def test_the_first_job_begins_without_an_estimate_and_says_so_once():
     rows, said = [job(f'row {i}', Cost((f'row {i}', 'all'), 1)) for i in range(3)], []
     world = World(2, {r.name: 50 for r in rows})
     schedule = Schedule(rows, Budget(1, say=said.append, clock=world), Timings())
-    assert [j.name for j in schedule.work(world)] == ['row 0', 'row 1']
+    assert [j.name for j in do_in_time(schedule, world)] == ['row 0', 'row 1']
     schedule.close(3, 'run it again')
     assert said == ['row 0 begins without an estimate: nothing was timed on this machine yet',
                     'no time for 1 of 3 runs, about 50 s of work and 50 s for the shortest: run it again']
