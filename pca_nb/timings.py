@@ -39,7 +39,8 @@ def _cost(kind, fields, net, views, shape=''):
     "Return the cost of a job that shows a network (name, side) so many views of images."
     network = f'{net[0]} {net[1]} px'
     cell = f'{kind} {cell_of(fields)} {views}'
-    return Cost((cell, f'{kind} {network} {shape}', network, 'all'), views*net[1]**2)
+    groups = cell, f'{kind} {network} {shape}', f'{kind} {network}', network, 'all'
+    return Cost(groups, views*net[1]**2)
 
 # %% ../nbs/benchmark/59a_timings.ipynb #59b00008
 def run_cost(
