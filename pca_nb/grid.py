@@ -149,7 +149,7 @@ def _work(job, items, executor, path, report=True, what='runs'):
             for item,pending in zip(items, progress(jobs, what, len(jobs))):
                 try:
                     pending.result()
-                    done.append(item)
+                    done += [item]*count_runs([item])
                 except (OSError, BrokenExecutor): raise # the others would meet it too
                 except GroupFailed as e:
                     failed += e.failed
