@@ -1,10 +1,11 @@
-"""Measure how long a command works before its first line of output, and which libraries it imports until then.
+"""Measure how long a command works before its first line of output.
 
-first_line.py [--rounds 7] [--before CHECKOUT]   writes nbs/results/first-line.json, which nbs/app/82_cli.ipynb reads
+first_line.py [--rounds 5] [--before CHECKOUT]   writes nbs/results/first-line.json, which nbs/app/82_cli.ipynb reads
 
-Every command runs on the digits, or on a folder of 24 small JPEG photographs, and is ended at its first line.
-Seconds are those on the clock and those of the processor, the start of Python included; the machine's load stands
-beside them. With `--before` the same commands are measured in another checkout of this repository, in turn.
+Every command runs on the digits, or on a folder of 16 small JPEG photographs, and is ended at its first line; those
+that train nothing are also followed to their end. Seconds are those on the clock and those of the processor, the start
+of Python included; the machine's load stands beside them. With `--before` the same commands are measured in another
+checkout of this repository, in turn.
 """
 import argparse
 import json
@@ -23,6 +24,7 @@ from pca_nb.machine import environment_info
 from pca_nb.timing import cpu_name
 
 ROOT = Path(__file__).resolve().parents[3]
+SHORT = ('inspect digits', 'inspect FOLDER', 'table', 'report', 'a mistake')   # they train nothing
 RUN = 'import sys; sys.argv[0] = "pca-nb"; from pca_nb.cli import main; main()'   # what the installed `pca-nb` runs
 
 
@@ -57,53 +59,55 @@ def commands(home):
     }
 
 
-def until_first_line(words, checkout):
-    "Return a command's first line, and its seconds on the clock and of the processor until then."
+def follow(words, checkout, to_the_end):
+    "Return a command's first line, and its seconds on the clock and of the processor until then or until its end."
     start = time.perf_counter()
     env = os.environ | dict(PYTHONPATH=str(checkout), NO_COLOR='1', TERM='dumb', COLUMNS='140')
     child = subprocess.Popen([sys.executable, '-c', RUN, *map(str, words)], stdout=subprocess.PIPE,
                              stderr=subprocess.STDOUT, text=True, env=env, cwd=checkout, start_new_session=True)
-    line = child.stdout.readline() or '\n'
-    while not line.strip(): line = child.stdout.readline() # the help begins with an empty line
+    line = child.stdout.readline()
+    while line and not line.strip(): line = child.stdout.readline()   # the help begins with an empty line
+    if to_the_end: child.stdout.read()
     seconds = time.perf_counter()-start
-    os.killpg(child.pid, signal.SIGKILL)
+    if not to_the_end: os.killpg(child.pid, signal.SIGKILL)
     _, _, used = os.wait4(child.pid, 0)
-    child.returncode = -signal.SIGKILL
+    child.returncode = 0   # it is waited for
+    child.stdout.close()
     return line.strip(), seconds, used.ru_utime+used.ru_stime
 
 
-def measure(words, checkouts, rounds):
-    "Return a row per checkout: medians over rounds in which the checkouts take turns."
-    taken = {name: [] for name in checkouts}
+def measure(words, checkouts, rounds, to_the_end):
+    "Yield a row per checkout: medians over rounds in which the checkouts take turns."
+    taken = {version: [] for version in checkouts}
     for _ in range(rounds):
-        for name, checkout in checkouts.items(): taken[name].append(until_first_line(words, checkout))
-    for name, all_rounds in taken.items():
-        lines, seconds, processor = zip(*all_rounds)
-        yield dict(version=name, first_line=lines[-1], seconds=round(statistics.median(seconds), 2),
-                   slowest=round(max(seconds), 2), processor_seconds=round(statistics.median(processor), 2),
-                   rounds=rounds, load=round(os.getloadavg()[0], 2))
+        for version, checkout in checkouts.items(): taken[version].append(follow(words, checkout, to_the_end))
+    for version, all_rounds in taken.items():
+        lines, seconds, processor = zip(*all_rounds, strict=True)
+        yield dict(version=version, until='end' if to_the_end else 'first line', first_line=lines[-1][:100],
+                   seconds=round(statistics.median(seconds), 2), slowest=round(max(seconds), 2),
+                   processor_seconds=round(statistics.median(processor), 2), rounds=rounds,
+                   load=round(os.getloadavg()[0], 2))
 
 
-def main(out, rounds, before, only):
-    checkouts = {'now': ROOT} | ({'before': Path(before).resolve()} if before else {})
+def main(out, rounds, before):
+    checkouts = ({'before': Path(before).resolve()} if before else {}) | {'now': ROOT}
     kept = []
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         make_inputs(home)
-        for name, words in commands(home).items():
-            if only not in name: continue
-            for row in measure(words, checkouts, rounds):
-                row['first_line'] = row['first_line'].replace(str(home), 'HOME').replace(str(ROOT), '')
+        jobs = [(name, words, end) for name, words in commands(home).items() for end in {False, name in SHORT}]
+        for name, words, to_the_end in jobs:
+            for row in measure(words, checkouts, rounds, to_the_end):
+                row['first_line'] = row['first_line'].replace(str(home), 'HOME').replace(f'{ROOT}/', '')
                 kept.append(dict(command=name, **row))
                 print(kept[-1], flush=True)
     about = environment_info('cpu') | dict(cpu=cpu_name(), cores=os.cpu_count())
-    Path(out).write_text(json.dumps(dict(rows=kept, machine=about), indent=1)+'\n')
+    Path(out).write_text(json.dumps(dict(rows=kept, machine=about), indent=1, ensure_ascii=False)+'\n', encoding='utf-8')
 
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('out', nargs='?', default=ROOT/'nbs'/'results'/'first-line.json')
-    parser.add_argument('--rounds', type=int, default=7)
-    parser.add_argument('--before', default='')
-    parser.add_argument('--only', default='')
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--before', default='', help='another checkout of this repository')
     main(**vars(parser.parse_args()))
