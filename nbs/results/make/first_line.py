@@ -102,7 +102,8 @@ def main(out, rounds, before):
                 kept.append(dict(command=name, **row))
                 print(kept[-1], flush=True)
     about = environment_info('cpu') | dict(cpu=cpu_name(), cores=os.cpu_count())
-    Path(out).write_text(json.dumps(dict(rows=kept, machine=about), indent=1, ensure_ascii=False)+'\n', encoding='utf-8')
+    text = json.dumps(dict(rows=kept, machine=about), indent=1, ensure_ascii=False)
+    Path(out).write_text(text+'\n', encoding='utf-8')
 
 
 if __name__ == '__main__':
