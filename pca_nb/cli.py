@@ -6,10 +6,10 @@
 __all__ = ['Home', 'Workers', 'DataArgument', 'DataOption', 'Methods', 'Ipcs', 'Recipes', 'RowsFile', 'OwnTest',
            'CellFactor', 'CellShrink', 'RowsArgument', 'ReportOut', 'ReportData', 'ReportScores',
            'ReportTable', 'ReportScale', 'TableName', 'TableScaleName', 'TableIpcs', 'MostSeeds', 'TableRows',
-           'Quick', 'Only', 'SpeedOut', 'OLD_COMMANDS', 'run_announced', 'demo', 'show_demo', 'demo_report',
-           'teachers_of', 'label_bytes_ratio', 'ipc_list', 'method_list', 'one_name', 'say_cost_of_sets',
-           'own_images', 'say_own_duplicates', 'show_benchmark', 'benchmark_command', 'report_command',
-           'table', 'show_speed', 'fail_if_regressed', 'speed_command', 'main']
+           'Quick', 'Only', 'SpeedOut', 'OLD_COMMANDS', 'run_announced', 'demo', 'teachers_of',
+           'label_bytes_ratio', 'ipc_list', 'method_list', 'one_name', 'say_cost_of_sets', 'own_images',
+           'say_own_duplicates', 'show_benchmark', 'benchmark_command', 'report_command', 'table',
+           'show_speed', 'fail_if_regressed', 'speed_command', 'main']
 
 # %% ../nbs/app/82_cli.ipynb #0a540002
 from pathlib import Path
@@ -52,34 +52,18 @@ def demo(
 
     Random, pruning, CCS and PCA with hard labels, random and PCA with soft ones.
     """
-    from pca_nb.grid import demo_grid
+    from pca_nb.api import report
+    from pca_nb.grid import demo_grid, Grid
     from pca_nb.result_store import ResultStore
+    from pca_nb.stats import format_table, mark_soft_rows, summary
     cfgs = demo_grid(seeds)
     frame = run_announced(cfgs, ResultStore(home/'demo.jsonl'), home, workers)
-    show_demo(frame, seeds)
-    out.print(f'report: {demo_report(frame, cfgs, home).resolve()}')
-
-def show_demo(
-    frame,     # `ResultStore.frame` of the demo
-    seeds:int, # runs per cell
-):
-    "Print the table of the demo, and what its soft labels cost."
-    from pca_nb.stats import format_table, mark_soft_rows, summary
     show(format_table(summary(mark_soft_rows(frame))), f'digits, {seeds} seeds: top-1 on 600 test images')
     out.print(f'soft: a teacher ({teachers_of(frame)}) labels every view; stored in the usual format, its labels would '
               f"take {label_bytes_ratio(frame):.0f} times the images' bytes")
-
-def demo_report(
-    frame, # `ResultStore.frame` of the demo
-    cfgs,  # its runs
-    home,  # folder for the page
-) -> Path:
-    "Write the demo's HTML page."
-    from pca_nb.datasets import load_data
-    from pca_nb.grid import Grid
-    from pca_nb.html_report import write_report
     dynamics = Grid(home).scores(next(c for c in cfgs if c.method=='ccs'))
-    return write_report(frame, home/'demo.html', load_data('digits'), dynamics, 'pca_nb demo: handwritten digits')
+    page = report(frame, home/'demo.html', dynamics=dynamics, title='pca_nb demo: handwritten digits')
+    out.print(f'report: {page.resolve()}')
 
 # %% ../nbs/app/82_cli.ipynb #41731944
 def teachers_of(
