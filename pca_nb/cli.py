@@ -17,7 +17,7 @@ from typing import Annotated as A, Optional
 
 import typer
 from .terminal import complain, current_name, out, run, show
-from .cli_reading import option, read_images, ReadingTest, reads, say_duplicates
+from .cli_reading import option, read_images, ReadingTest, reads, say_duplicates, say_reading
 from .cli_images import Arch, Device, Seeds, Size, app, check_names, comma_list
 from .cli_training import read_pair, say_ensemble
 from .cli_grid import (
@@ -32,10 +32,9 @@ def demo(
 
     Random, pruning, CCS and PCA with hard labels, random and PCA with soft ones.
     """
-    from pca_nb.datasets import load_data
+    from pca_nb.api import report
     from pca_nb.grid import demo_grid, Grid
     from pca_nb.result_store import ResultStore
-    from pca_nb.html_report import write_report
     from pca_nb.stats import mark_soft_rows
     cfgs = demo_grid(seeds)
     budget = time_budget(minutes)
@@ -45,7 +44,7 @@ def demo(
     out.print(f'soft: a teacher ({teachers_of(frame)}) labels every view; stored in the usual format, its labels would '
               f"take {label_bytes_ratio(frame):.0f} times the images' bytes")
     dynamics = Grid(home).scores(next(c for c in cfgs if c.method=='ccs'))
-    page = write_report(frame, home/'demo.html', load_data('digits'), dynamics, 'pca_nb demo: handwritten digits')
+    page = report(frame, home/'demo.html', dynamics=dynamics, title='pca_nb demo: handwritten digits')
     out.print(f'report: {page.resolve()}')
 
 # %% ../nbs/app/82_cli.ipynb #41731944
@@ -181,6 +180,7 @@ def benchmark_command(
         raise Refused('--methods, --ipc and --recipe need at least one entry each', 'separate them by commas')
     for path in (rows or home/'benchmark.jsonl', home/'scores'/'x'): check_writable(path)
     full, held = own_images(name, test, size, how, home)
+    if full==name and test not in ('', name): say_reading(name)
     job = Benchmark(full, held, names, budgets, seeds, recipes, size, arch, factor, shrink, home, device)
     if full==name: say_own_duplicates(job, held, how)
     for r in recipes: say_ensemble(r, 1)
@@ -211,6 +211,7 @@ def report_command(
     from pca_nb.scores import read_dynamics
     from pca_nb.tables import label_rows, runs_for
     frame = read_rows(rows)
+    out.print(f'{len(frame)} rows in {rows}')
     if table: frame = label_rows(runs_for(table, scale), ResultStore(rows))
     dynamics = scores and read_dynamics(scores, None)
     page = report(frame, out_file, None, dynamics, data)

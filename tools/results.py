@@ -28,6 +28,7 @@ MADE = {  # file -> the command that makes it; `HOME` is a grid's folder, `--hom
     'entropy.jsonl': f'`{MAKE}/t13_crop_entropy.py STEP HOME DATA …`',
     'evaluators.json': f'`{MAKE}/evaluators.py`',
     'faults.json': '`python -m pytest --slow --tally nbs/results/faults.json`',
+    'first-line.json': f'`{MAKE}/first_line.py --before CHECKOUT`; the checkout is that of 2026-12-01',
     'gallery.npz': f'`{MAKE}/f09_galleries.py HOME`',
     'imagenette.jsonl': '`pca-nb table TABLE --scale imagenette --rows nbs/results/imagenette.jsonl`; for x01-size '
                         '`--scale imagenette32`, `imagenette64`, `imagenette128`',
