@@ -7,10 +7,10 @@ __all__ = ['STACKED', 'StackedLinear', 'check_stackable', 'StackedNet', 'stack_n
 
 # %% ../nbs/library/32a_stack.ipynb #edf0ed7b
 from copy import deepcopy
+from functools import lru_cache
 
 import torch, torch.nn as nn
 from torch import Tensor
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from .core import Refused
 
 # %% ../nbs/library/32a_stack.ipynb #b67abe4d
@@ -44,15 +44,23 @@ STACKED = { # type of layer or container -> change(layer, S), in place
     nn.GroupNorm:   _grow('num_groups','num_channels'),
     nn.Linear:      _as_stacked_linear,
     **{kind: _grow() for kind in (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d,
-                                  nn.Flatten, nn.Identity, nn.Sequential, ResNet, BasicBlock, Bottleneck)},
+                                  nn.Flatten, nn.Identity, nn.Sequential)},
 }
+
+@lru_cache
+def _torchvision_kinds():
+    "Return the containers of torchvision's ResNets with their change; its import takes a second."
+    from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+    return {kind: _grow() for kind in (ResNet, BasicBlock, Bottleneck)}
 
 # %% ../nbs/library/32a_stack.ipynb #083c29b2
 _RANDOM = ('Dropout','DropPath','StochasticDepth') # parts of the names of layers that draw
 
 def _change_for(layer):
     "Return the change of a layer's type, or `None` if there is none."
-    for kind,change in STACKED.items():
+    from_torchvision = type(layer).__module__.startswith('torchvision')
+    kinds = STACKED|_torchvision_kinds() if from_torchvision else STACKED
+    for kind,change in kinds.items():
         if isinstance(layer, kind) and type(layer).forward is kind.forward: return change
 
 def check_stackable(
