@@ -64,6 +64,7 @@ METHODS = {
     'cda': (short('cda', views_per='batch'), 1),
     'lpld': (short('lpld'), 1),
     'dwa': (short('dwa', steps=6), 1),
+    'dwa-code': (short('dwa-code', steps=6, batch=2, perturb_steps=2), 1),  # moves add up in the second batch
     'gvbsm': (short('gvbsm', steps=14), 2),
     'edc': (short('edc', keep_iterate='best', lr=.5), 2),
 }
@@ -87,7 +88,7 @@ def test_recorded_pixels_are_those_of_single_steps(full, teachers, name, monkeyp
     assert torch.equal(again, whole) and log.equals(whole_log)
 
 
-@pytest.mark.parametrize('name', ('lpld', 'dwa', 'gvbsm', 'edc'))
+@pytest.mark.parametrize('name', ('lpld', 'dwa-code', 'gvbsm', 'edc'))
 @pytest.mark.parametrize('at', (1, 7))
 def test_killed_while_recording_and_resumed(full, teachers, name, at, tmp_path):
     "In the second batch, before anything was recorded or after; the pixels and the log are those of the whole run."
@@ -102,6 +103,21 @@ def test_killed_while_recording_and_resumed(full, teachers, name, at, tmp_path):
     with pytest.raises(InterruptedError): made(full, teachers, name, Tape, ckpt=ckpt, save_every=0, watch=dies)
     images, log = made(full, teachers, name, Tape, ckpt=ckpt)
     assert torch.equal(images, whole) and log.equals(whole_log)
+
+
+def test_the_best_pixels_survive(full, teachers, tmp_path, monkeypatch):
+    "At a rate that leads away from real images the best are the first, and a resumed run still knows them."
+    still = dict(crop=None, jitter=(0, 0), flip=0.)
+    away = short('sre2l-real', keep_iterate='best', lr=9., steps=5, batch=20, **still)
+    monkeypatch.setitem(METHODS, 'best', (away, 1))
+    whole, log = made(full, teachers, 'best', Tape)
+    assert log.loss.argmin() == 0
+
+    def dies(step, *_):
+        if step == 3: raise InterruptedError
+    ckpt = tmp_path/'c.pt'
+    with pytest.raises(InterruptedError): made(full, teachers, 'best', Tape, ckpt=ckpt, save_every=0, watch=dies)
+    assert torch.equal(made(full, teachers, 'best', Tape, ckpt=ckpt)[0], whole)
 
 
 def test_a_checkpoint_of_one_way_is_taken_up_by_the_other(full, teachers, tmp_path):
