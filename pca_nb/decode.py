@@ -155,7 +155,7 @@ def prefetch_batches(
 ):               # yields ((b,) positions, (b,3,H,W) uint8)
     "Yield batches of `images`, read ahead in the background if they must be read."
     if not isinstance(images, LazyImages):
-        for p in parts: yield p, images[p]
+        for p in parts: yield p, images.index_select(0, p) # copies whole images, `images[p]` byte by byte
         return
     flying = deque(images.start(p) for p in parts[:ahead])
     for i,p in enumerate(parts):
