@@ -24,7 +24,7 @@ CPU = dict(device='cpu', dtype=torch.float32)
 
 class Eager:
     "Called instead of recorded: Adam and its learning rate as on a GPU."
-    def __init__(self, f):
+    def __init__(self, f, like):
         self.f = f
         self.replay()
 
@@ -165,7 +165,7 @@ def test_a_recorded_step_reads_no_number_back(full, teachers):
 
 def test_one_line_where_a_device_cannot_record(full, teachers):
     "Said once for all batches; the pixels are those of single steps."
-    def refuses(f): raise CannotRecord('not on this device')
+    def refuses(f, like): raise CannotRecord('not on this device')
     with pytest.warns(ReadingNote, match='not recorded') as said:
         images, _ = made(full, teachers, 'sre2l', refuses)
     assert len([w for w in said if 'not recorded' in str(w.message)]) == 1
