@@ -120,7 +120,7 @@ def normalise(
 @lru_cache
 def _pixel_stats(stats, device):
     "Return mean and standard deviation of pixels in [0,255], (3,1,1) each, sent to the device once."
-    return [255*torch.tensor(s, device=device)[:,None,None] for s in stats]
+    return [send(255*torch.tensor(s)[:,None,None], device) for s in stats]
 
 def apply_view(
     images:Tensor,   # (B,3,H,W) uint8

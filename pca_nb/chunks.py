@@ -6,7 +6,7 @@
 __all__ = ['CHUNK_BYTES', 'group_steps', 'Chunk', 'split', 'EpochViews']
 
 # %% ../nbs/library/37a_chunks.ipynb #37a00003
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch

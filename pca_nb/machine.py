@@ -108,7 +108,7 @@ def constant(
     dtype=torch.int64,
 ) -> Tensor: # shared by all who ask: not to be changed in place
     "Return numbers as a tensor on a device, the same one in every call."
-    return torch.tensor(values, dtype=dtype, device=device)
+    return send(torch.tensor(values, dtype=dtype), device)
 
 # %% ../nbs/library/02_machine.ipynb #02a0000e
 def fetch(

@@ -43,7 +43,8 @@ class LaunchCounter(TorchDispatchMode):
 class Tape(TorchDispatchMode):
     "The operations of a function as a list that can be replayed, on any device: a recording to look at."
     def __init__(self,
-        f, # without arguments; called once
+        f,         # without arguments; called once
+        like=None, # for `CudaRecording`; not used here
     ):
         super().__init__()
         self.steps = [] # (operation, args, kwargs, result)
@@ -67,17 +68,15 @@ class Tape(TorchDispatchMode):
 class CannotRecord(RuntimeError): "A function cannot be recorded on this device."
 
 class CudaRecording:
-    "The operations of a function as a CUDA graph; made and replayed on the current stream, which is not the default one."
-    pools = {} # device -> memory that the graphs of a device share: they are replayed one after another
+    "The operations of a function as a CUDA graph, made and replayed on the current stream, not the default one."
     def __init__(self,
-        f, # without arguments; captured, then replayed once
+        f,         # without arguments; captured, then replayed once
+        like=None, # another recording, never replayed at the same time, whose memory is shared
     ):
         self.graph = torch.cuda.CUDAGraph()
-        device = torch.cuda.current_device()
-        if device not in self.pools: self.pools[device] = torch.cuda.graph_pool_handle()
+        pool = like.graph.pool() if like else None
         try:
-            with torch.cuda.graph(self.graph, self.pools[device], torch.cuda.current_stream(), 'thread_local'):
-                self.out = f()
+            with torch.cuda.graph(self.graph, pool, torch.cuda.current_stream(), 'thread_local'): self.out = f()
         except RuntimeError as e: raise CannotRecord(str(e).splitlines()[0] if str(e) else repr(e)) from e
         self.replay()
     @staticmethod
@@ -102,7 +101,8 @@ class Repeated:
         return self._record(key, inputs)
     def _record(self, key, inputs):
         places = [None if t is None else t.clone() for t in inputs]
-        try: recording = self.recorder(lambda: self.f(key, *places))
+        latest = next((recording for _,recording in self.kept.values()), None)
+        try: recording = self.recorder(lambda: self.f(key, *places), latest)
         except CannotRecord as e:
             self.recorder = None
             say(f"steps are not recorded, which is slower but otherwise the same: {e}")

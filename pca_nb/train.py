@@ -71,6 +71,7 @@ class Trainer:
         self.last = min(self.stop_epoch or self.recipe.epochs, self.recipe.epochs)
         self.log = []
         self.unchecked = [] # rows whose loss nobody has read
+        self.lag = int(self.device.type=='cuda') # epochs that may be queued before a loss is read
         self.saved_at = time.monotonic()
     @contextmanager
     def own_randomness(self):
@@ -85,8 +86,9 @@ class Trainer:
         before = torch.cuda.current_stream(self.device)
         own = torch.cuda.Stream(self.device)
         own.wait_stream(before)
-        with torch.cuda.stream(own): yield
-        before.wait_stream(own)
+        try:
+            with torch.cuda.stream(own): yield
+        finally: before.wait_stream(own)
 
 # %% ../nbs/library/38_train.ipynb #6803af81
 def _start(run, test):
@@ -259,7 +261,7 @@ def train(
         for epoch in progress(range(len(run.log), run.last), run.desc):
             row = dict(epoch=epoch, lr=recipe.rate(epoch), loss=_epoch(run, epoch))
             run.unchecked.append((row, fetch(row['loss'])))
-            _check_losses(run, keep=run.device.type=='cuda')
+            _check_losses(run, keep=run.lag)
             run.log.append(row | _metrics(run, epoch))
             _save_and_report(run, epoch)
         if run.ema and run.last==recipe.epochs: run.ema.swap()
