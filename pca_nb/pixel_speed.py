@@ -85,5 +85,5 @@ def _pixel_row(setup, arch, size, batch):
     target = setup.target(gpu=.9, recorded=.9)
     row = speed_ratio(rounds, 'hooks', 'alone', f"SRe2L's loop, {arch} at {size} px", target,
                       f'{batch} images per step')
-    against = 'the network forward and back' + (', recorded' if setup.recorder else '')
+    against = 'the network forward and back' + (', recorded' if pick_recorder(pick_device(setup.device)) else '')
     return replace(row, against=against, unit='images·iterations/s')

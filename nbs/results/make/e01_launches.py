@@ -108,11 +108,11 @@ class Replayed:
     "Stands in for a recording: what is replayed is one launch."
     counts = None
 
-    def __init__(self, f): self.out = f()
+    def __init__(self, f, like): self.out = f()
     def replay(self): self.counts.launches['replay'] += 1
 
 
-def refuse(f):
+def refuse(f, like):
     "Record nothing: as on a GPU with `--no-graph`, where rates are on the device too."
     from pca_nb.recording import CannotRecord
     raise CannotRecord('')
