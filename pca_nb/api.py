@@ -14,7 +14,6 @@ from .imageset import ImageSet
 from .datasets import DATASETS, load_data
 from .result_store import ResultStore
 from .stats import mark_soft_rows
-from .html_report import write_report
 
 # %% ../nbs/app/77_api.ipynb #9c84fc8d
 def read_rows(
@@ -56,6 +55,7 @@ def report(
     title:str='',    # heading
 ) -> Path:
     "Write a self-contained HTML page from rows of a benchmark."
+    from pca_nb.html_report import write_report # here, so that rows are read, or refused, without matplotlib
     frame = one_table(rows if isinstance(rows, pd.DataFrame) else read_rows(rows), data)
     name = frame.data.iloc[0]
     if full is None and name in DATASETS: full = load_data(name, 'train', int(frame['size'].iloc[0]))
