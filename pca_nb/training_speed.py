@@ -140,6 +140,13 @@ def _training_runners(data, arch, batch, epochs, setup, folder):
         runners['torch.compile'] = our_training(data, arch, batch, epochs, untimed, True, **options)
     return runners
 
+def _start_note(timed):
+    "Say which epochs do not count, and how long they took."
+    if not timed.untimed: return ''
+    seconds = sorted(timed.starts)[len(timed.starts)//2]
+    return f'recorded; without the first {timed.untimed} epochs, which took {seconds:.2g} s'
+
+# %% ../nbs/engine/67a_training_speed.ipynb #67a00012
 def time_training(
     arch:str,        # a key of `MODELS`
     data:ImageSet,   # a whole number of steps
@@ -161,9 +168,3 @@ def time_training(
     if setup.recorder: rows[1].against += ', recorded'
     if 'torch.compile' in rounds: rows.append(speed_ratio(rounds, 'torch.compile', 'ours', what+', compiled'))
     return rows
-
-def _start_note(timed):
-    "Say which epochs do not count, and how long they took."
-    if not timed.untimed: return ''
-    seconds = sorted(timed.starts)[len(timed.starts)//2]
-    return f'recorded; without the first {timed.untimed} epochs, which took {seconds:.2g} s'

@@ -1,6 +1,6 @@
 """The engine on a GPU: recorded steps, no waiting, the CPU's numbers, a resumed run. Skipped without CUDA.
 
-The checks are those of `nbs/results/make/device_engine.py`; its dry run is at the end and needs no GPU.
+The checks are those of `tools/device_engine.py`; its dry run is at the end and needs no GPU.
 """
 import importlib
 import json
@@ -12,7 +12,9 @@ import psutil
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]/'nbs'/'results'/'make'))
+from pca_nb import speed
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]/'tools'))
 checks = importlib.import_module('engine_checks')
 device_engine = importlib.import_module('device_engine')
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
@@ -91,4 +93,5 @@ def test_dry_run(tmp_path, step):
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     assert not [r for r in rows if 'error' in r]
     if step == 'speed': assert len({r['part'] for r in rows}) == 7 and sum('ratio' in r for r in rows) == 10
+    if step == 'speed': assert len(speed.read_speed(tmp_path/'speed.json')) == 10
     if step == 'checks': assert all(r['holds'] for r in rows) and len(rows) == 2

@@ -6,7 +6,7 @@
 4. rows:     rows of a table, as many as there is time for
 
 A row is written to OUT/device_engine.jsonl as soon as it is there, with device and versions; OUT is $OUT, else
-_runs/device. Rows that are there are not made again, so the script goes on where it stopped.
+_runs/device. Ratios of speed are written once more to OUT/speed.json, as `pca-nb speed` keeps them. Rows that are there are not made again, so the script goes on where it stopped.
 A step is a process of its own: if it fails or uses up its time, the next one begins.
 `--dry-run` does everything on the CPU, with tiny sizes and a `Tape` in place of CUDA graphs.
 airbench is measured if it can be imported, CIFAR-10 is used if PCA_NB_DATA names a folder that has it.
@@ -221,6 +221,18 @@ def do_step(step, plan):
         except Exception as e: rows = [dict(error=f'{type(e).__name__}: {str(e)[:500]}')]
         took = round(time.time()-begin, 1)
         for row in rows: plan.write(step, part, **row, took=took, machine=machine)
+        if step == 'speed': keep_speed(plan)
+
+
+def keep_speed(plan):
+    "Write the ratios there are as `pca-nb speed` keeps them."
+    import pandas as pd
+    from pca_nb.speed import save_speed
+    from pca_nb.timing import Result
+    rows = [r for r in map(json.loads, plan.rows_file.read_text().splitlines()) if 'ratio' in r]
+    table = pd.DataFrame(rows).reindex(columns=[*Result.__dataclass_fields__, 'verdict'])
+    table.attrs.update(rows[-1]['machine'] if rows else {}, scale='dry run' if plan.dry else 'of device_engine.py')
+    save_speed(table, plan.out/'speed.json')
 
 
 def run_for(command, seconds):
