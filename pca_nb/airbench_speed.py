@@ -17,7 +17,7 @@ from .machine import pick_device
 from .progress import say
 from .imageset import ImageSet
 from .datasets import load_data
-from .augment import AugmentCfg
+from .augment import AugmentCfg, normalise
 from .recipes import Recipe
 from .reference_loop import photos
 from .timing import per_second, Setup, speed_ratio
@@ -84,7 +84,7 @@ def our_airbench(
     from airbench.utils import init_whitening_conv
     data = read_airbench_file(f'{folder}/cifar10/train.pt').to(device)
     net = airbench.make_net94().float()
-    init_whitening_conv(net[0], data.images[:5000].float()/255)
+    init_whitening_conv(net[0], normalise(data.images[:5000], data.stats))
     return TimedTraining(net, data, AIRBENCH, UNTIMED_EPOCHS if recorded else 0, device=device)
 
 # %% ../nbs/engine/68b_airbench_speed.ipynb #68b0000f

@@ -55,6 +55,7 @@ def bare_step(
     memory_format = best_memory_format(net)
     net.to(memory_format=memory_format)
     opt = OPTIMIZERS['adamw'](param_groups(net, HARD), HARD)
+    opt._warned_capturable_if_run_uncaptured = True # its first steps are not recorded, which is as it should be
     x = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=memory_format)
     y = torch.arange(batch, device=device)%10
     def step():

@@ -6,7 +6,8 @@
 4. rows:     rows of a table, as many as there is time for
 
 A row is written to OUT/device_engine.jsonl as soon as it is there, with device and versions; OUT is $OUT, else
-_runs/device. Ratios of speed are written once more to OUT/speed.json, as `pca-nb speed` keeps them. Rows that are there are not made again, so the script goes on where it stopped.
+_runs/device. Ratios of speed are written once more to OUT/speed.json, as `pca-nb speed` keeps them.
+Rows that are there are not made again, so the script goes on where it stopped.
 A step is a process of its own: if it fails or uses up its time, the next one begins.
 `--dry-run` does everything on the CPU, with tiny sizes and a `Tape` in place of CUDA graphs.
 airbench is measured if it can be imported, CIFAR-10 is used if PCA_NB_DATA names a folder that has it.

@@ -71,7 +71,8 @@ def data_of(case): return images(41, 2 if recipe_of(case).augment.patches != 'no
 
 
 @lru_cache
-def teacher(): return Teacher(network(7), 'convnet3-w32', 16)
+def teacher(case):  # each has its own, which stays where it was moved to
+    return Teacher(network(7), 'convnet3-w32', 16)
 
 
 @lru_cache
@@ -79,12 +80,12 @@ def stored_folder():
     "Return a folder of soft labels, which lives as long as the process."
     folder = tempfile.TemporaryDirectory()
     plan = LabelPlan(data_of('stored'), recipe_of('stored'), LabelStoreCfg('fp32'), 1)
-    write_labels(Path(folder.name)/'labels', plan, TeacherLabels(teacher()), 'cpu', torch.float32)
+    write_labels(Path(folder.name)/'labels', plan, TeacherLabels(teacher('stored')), 'cpu', torch.float32)
     return folder
 
 
 def labels_of(case):
-    if case == 'live': return TeacherLabels(teacher())
+    if case == 'live': return TeacherLabels(teacher('live'))
     if case == 'stored': return StoredLabels(Path(stored_folder().name)/'labels', data_of('stored'))
     return None
 
