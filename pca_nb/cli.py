@@ -18,13 +18,14 @@ from typing import Annotated as A, Optional
 import typer
 from .terminal import complain, current_name, out, run, show
 from .cli_reading import option, read_images, ReadingTest, reads, say_duplicates, say_reading
-from .cli_images import Arch, Device, Seeds, Size, app, check_names, comma_list
+from .cli_images import Arch, Device, Seeds, Size, app, check_names, comma_list, trains
 from .cli_training import read_pair, say_ensemble
 from .cli_grid import (
     Home, Minutes, run_announced, show_rows, stop_if_runs_are_left, time_budget, Workers)
 
 # %% ../nbs/app/82_cli.ipynb #0a540006
 @app.command()
+@trains
 def demo(
     home:Home=Path('_runs'), seeds:Seeds=3, workers:Workers=0, minutes:Minutes=None,
 ):
@@ -157,6 +158,7 @@ def show_benchmark(
 
 # %% ../nbs/app/82_cli.ipynb #0a540008
 @app.command(name='benchmark')
+@trains
 @reads(ReadingTest)
 def benchmark_command(
     data:DataArgument='', data_:DataOption='', methods:Methods='random,forgetting-easyB,el2n-easyB,aum-easyB,ccs,pca',
@@ -226,6 +228,7 @@ MostSeeds = A[int, option("Most runs per cell; 0 = the table's own number.", min
 TableRows = A[Optional[Path], option("JSON-lines file that keeps the rows; default HOME/DATA.jsonl.")]
 
 @app.command()
+@trains
 def table(
     name:TableName, scale:TableScaleName='quick', ipc:TableIpcs='', seeds:MostSeeds=0, rows:TableRows=None,
     home:Home=Path('_runs'), workers:Workers=0, device:Device=None, minutes:Minutes=None,
@@ -270,6 +273,7 @@ Only = A[str, option("Only measurements with this in their name: training, augme
 SpeedOut = A[Optional[Path], option("JSON file to keep the table in; default HOME/speed.json.", '--out')]
 
 @app.command(name='speed')
+@trains
 def speed_command(
     quick:Quick=False, only:Only='', out_file:SpeedOut=None, home:Home=Path('_runs'), device:Device=None,
 ):

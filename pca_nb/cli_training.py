@@ -16,7 +16,7 @@ from typing import Annotated as A, Optional
 import typer
 from .terminal import announced, current_name, out, show
 from .cli_reading import damaged_list, option, read_images, ReadingTest, reads, say_duplicates
-from .cli_images import Arch, Data, Device, MinTop1, OutFolder, Seeds, Size, app, check_names, file_list
+from .cli_images import Arch, Data, Device, MinTop1, OutFolder, Seeds, Size, app, check_names, file_list, trains
 
 # %% ../nbs/app/81_cli_training.ipynb #58d00002
 def read_pair(
@@ -92,6 +92,7 @@ RowsHome = A[Optional[Path], option("Folder that keeps a row per seed and checkp
 
 # %% ../nbs/app/81_cli_training.ipynb #0a530012
 @app.command()
+@trains
 @reads(ReadingTest)
 def evaluate(
     data:SmallSet, test:TestImages, seeds:Seeds=3, recipe:RecipeName='hard', teacher:LabelGivers='',
@@ -134,6 +135,7 @@ TeacherEpochs = A[int, option("0 = the scoring run's of the data's protocol (60;
 
 # %% ../nbs/app/81_cli_training.ipynb #0a530015
 @app.command(name='train-teacher')
+@trains
 @reads(ReadingTest)
 def train_teacher_command(
     data:Data, test:UnseenImages, out_file:TeacherOut, size:Size=0, arch:Arch='', seed:int=0, device:Device=None,

@@ -6,7 +6,7 @@
 __all__ = ['MEASURED', 'speed_setup', 'speed', 'as_table', 'save_speed', 'read_speed', 'format_speed', 'regressions']
 
 # %% ../nbs/engine/69_speed.ipynb #9929ac63
-import json, math, os
+import json, os
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,25 +14,33 @@ import numpy as np, pandas as pd
 from .core import Refused
 from .storage import atomic_write
 from .machine import environment_info, pick_device
-from .reference_loop import WorkerProcess
+from .reference_loop import photos, WorkerProcess
 from .timing import cpu_name, GPU, operator_shares, QUICK, Result, Setup, SpeedScale
-from pca_nb.measurements import (
-    time_augmentation, time_combining, time_help, time_reading, time_recording, time_selection, time_training,
-    time_validation)
+from .training_speed import time_training
+from .measurements import (
+    time_augmentation, time_combining, time_help, time_reading, time_recording, time_selection, time_validation)
+from .pixel_speed import time_distilling
+from .airbench_speed import time_airbench
 
 # %% ../nbs/engine/69_speed.ipynb #c03baece
-def _training_32(s): return time_training('convnet3-bn', 32, s.scale.train32, 128, 4. if s.on_cpu else 5., s)
+def _training_32(s):
+    targets = s.target(4., 5., 8.), s.target(.95, .95, .90)
+    return time_training('convnet3-bn', photos(s.scale.train32, 32), 128, s.scale.epochs, targets, s)
 def _training_224(s):
-    return time_training('resnet18', 224, s.scale.train224, s.scale.batch224, 3. if s.on_cpu else 5., s)
-def _augmentation_32(s): return time_augmentation(32, s.scale.views32, 500, 50. if s.on_cpu else math.nan, s)
-def _augmentation_224(s): return time_augmentation(224, s.scale.views224, 32, 8. if s.on_cpu else math.nan, s)
+    targets = s.target(3., 5., 5.), s.target(.95, .95, .95)
+    return time_training('resnet18', photos(s.scale.train224, 224), s.scale.batch224, s.scale.epochs224, targets, s)
+def _augmentation_32(s): return time_augmentation(32, s.scale.views32, 500, s.target(50.), s)
+def _augmentation_224(s): return time_augmentation(224, s.scale.views224, 32, s.target(8.), s)
 
 MEASURED = { # name -> function of a `Setup` that returns a list of `Result`
     'training at 32 px':      _training_32,
     'training at 224 px':     _training_224,
+    # TO COME: 'runs together', S = 1, 4, 16 runs of one shape in one process against one run
+    "training, airbench's network": time_airbench,
     'augmentation at 32 px':  _augmentation_32,
     'augmentation at 224 px': _augmentation_224,
     'recording':              time_recording,
+    'distilling':             time_distilling,
     'selection':              time_selection,
     'combining':              time_combining,
     'reading':                time_reading,
@@ -67,7 +75,7 @@ def speed(
             results += measure(setup)
     table = as_table(results)
     table.attrs.update(environment_info(setup.device), cpu=cpu_name(), cores=os.cpu_count(),
-                       scale='quick' if quick else 'full')
+                       scale='quick' if quick else 'full', recorded=setup.recorder is not None)
     if not quick and not only and setup.on_cpu:
         profiled = ('convnet3-bn', 32, 128), ('resnet18', 224, 16)
         table.attrs['shares'] = {f'{a} at {s} px':operator_shares(a, s, b) for a,s,b in profiled}

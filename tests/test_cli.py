@@ -1,6 +1,7 @@
 "The main job from a shell, on folders as people have them."
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from PIL import Image
 
 from pca_nb import cli, datasets, distill, speed, timing
 from pca_nb.datasets import load_data
+from pca_nb.grid import process_pool
 from pca_nb.methods import BENCH, METHODS, Method
 from pca_nb.models import make_model
 from pca_nb.parquet import save_parquet
@@ -156,6 +158,31 @@ def test_speed_of_one_thing(tmp_path, shell):
     assert 'pca-nb --help' in shell('speed', '--quick', '--only', 'help', '--out', tmp_path/'s.json')
     said = shell('speed', '--only', 'teleport', '--out', tmp_path/'t.json', ok=False)
     assert "no measurement has 'teleport' in its name" in said and not (tmp_path/'t.json').exists()
+
+
+def test_no_graph_is_an_option_of_every_command_that_trains():
+    "A command that chooses a device trains on it, but for the one that writes a teacher's answers."
+    import typer
+    commands = typer.main.get_command(cli.app).commands
+    options = {name: [o for p in c.params for o in p.opts] for name, c in commands.items()}
+    trains = {name for name, opts in options.items() if '--device' in opts and name != 'store-labels'} | {'demo'}
+    assert {name for name, opts in options.items() if '--no-graph' in opts} == trains and len(trains) == 8
+
+
+@pytest.mark.parametrize('words, seen', [(('--no-graph',), '0'), ((), None)])
+def test_no_graph_reaches_the_workers_and_ends_with_the_command(tmp_path, shell, monkeypatch, words, seen):
+    here, there = [], []
+    monkeypatch.delenv('PCA_NB_GRAPH', raising=False)
+
+    def measure(*_):
+        here.append(os.environ.get('PCA_NB_GRAPH'))
+        with process_pool(1) as pool: there.append(pool.submit(os.getenv, 'PCA_NB_GRAPH').result())
+        return speed.as_table([])
+    monkeypatch.setattr(speed, 'speed', measure)
+    monkeypatch.setattr(speed, 'save_speed', lambda table, path: path)
+    monkeypatch.setattr(cli, 'show_speed', print)
+    shell('speed', '--out', tmp_path/'s.json', *words)
+    assert (here, there) == ([seen], [seen]) and 'PCA_NB_GRAPH' not in os.environ
 
 
 def seed0(text):

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT/'nbs'/'results'
 MAKE = 'python nbs/results/make'
 MADE = {  # file -> the command that makes it; `HOME` is a grid's folder, `--home` of `pca-nb table`
+    'before-after.json': f'`{MAKE}/e01_before_after.py BEFORE`, where BEFORE is a checkout of commit 4502719',
     'chosen.json': f'`{MAKE}/f05_gallery_pca.py HOME`',
     'cifar10-w64.jsonl': 'an earlier stage (a network of width 64, one scoring run); no command of this version',
     'cifar10.jsonl': '`pca-nb table TABLE --scale cifar10 --rows nbs/results/cifar10.jsonl`',
@@ -32,6 +33,7 @@ MADE = {  # file -> the command that makes it; `HOME` is a grid's folder, `--hom
     'gallery.npz': f'`{MAKE}/f09_galleries.py HOME`',
     'imagenette.jsonl': '`pca-nb table TABLE --scale imagenette --rows nbs/results/imagenette.jsonl`; for x01-size '
                         '`--scale imagenette32`, `imagenette64`, `imagenette128`',
+    'launches.json': f'`{MAKE}/e01_launches.py BEFORE`, where BEFORE is a checkout of commit 4502719',
     'own-images.json': f'`{MAKE}/defaults_own_images.py`',
     'pixels.json': f'`{MAKE}/t25_pixels.py`',
     'reading.json': f'`{MAKE}/reading.py`',

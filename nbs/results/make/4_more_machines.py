@@ -20,7 +20,6 @@ from pca_nb.datasets import load_data
 from pca_nb.distributed import init_distributed
 from pca_nb.grid import process_pool, run_grid
 from pca_nb.machine import environment_info, pick_device
-from pca_nb.measurements import our_training
 from pca_nb.recipes import RECIPES
 from pca_nb.reference_loop import photos
 from pca_nb.result_store import ResultStore
@@ -28,6 +27,7 @@ from pca_nb.runs import run_cfg
 from pca_nb.scores import read_dynamics, record_dynamics, ScoringCfg, SUMS
 from pca_nb.storage import atomic_write
 from pca_nb.timing import cpu_name
+from pca_nb.training_speed import our_training
 
 # network, pixels, images per round on a CPU and on a GPU
 TRAINED = (
@@ -44,7 +44,7 @@ def training(device, rounds):
     for arch, size, cpu, gpu in TRAINED:
         n = cpu if device.type == 'cpu' else gpu
         data = photos(min(n, 1000), size)
-        run = our_training(data, arch, BATCH, n//len(data), device)
+        run = our_training(data, arch, BATCH, n//len(data), device=device)
         run()
         values = [round(run(), 1) for _ in range(rounds)]
         yield dict(what=f'training {arch} at {size} px', unit='images/s', batch=BATCH, values=values)

@@ -8,8 +8,8 @@ import os
 
 import torch
 
-from pca_nb.costs import pixel_speed
 from pca_nb.machine import environment_info, pick_device
+from pca_nb.pixel_speed import pixel_speed
 
 SETTINGS = (
     dict(arch='convnet3-w32', size=32, batch=100, steps=20),
