@@ -21,7 +21,8 @@ from .methods import METHODS
 from .runs import run_cfg
 from .result_store import ResultStore
 from .budget import as_budget
-from .grid import process_pool, run_grid
+from .grid import run_grid
+from .workers import process_pool
 from .workload import Workload, grid_workload
 from .defaults import default_arch, warn_if_slow
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings, strategies as st
 
 from pca_nb import cli, grid
 from pca_nb.budget import Budget, do_in_time, Job, PRIORITIES, Schedule, seeds_first
-from pca_nb.grid import Grid, process_pool, run_grid, RunsFailed
+from pca_nb.grid import Grid, run_grid
+from pca_nb.workers import process_pool, RunsFailed
 from pca_nb.result_store import ResultStore
 from pca_nb.run import run_one
 from pca_nb.runs import run_cfg
