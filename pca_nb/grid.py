@@ -28,9 +28,10 @@ from .runs import build_set, run_cfg, RunCfg
 from .result_store import ResultStore
 from .run import run_one, RunInputs
 from .timings import keep_timing, known_timings, machine_of
-from .groups import device_here, find_groups, make_rows
+from .groups import count_runs, device_here, find_groups, make_rows
 from .workers import do_all, raise_failures, told_how_far, way_on
-from .budget import as_budget, Budget, do_in_time, grid_jobs, Schedule
+from .jobs import grid_jobs
+from .budget import as_budget, Budget, do_in_time, Schedule
 
 # %% ../nbs/benchmark/60_grid.ipynb #39a0f002
 class GridFiles:
@@ -169,28 +170,23 @@ def _work_through(grid, todo, store, executor, groups):
     work(grid.synthetic_set, list(by_set.values()), report=False, what='sets')
     work(partial(make_rows, grid, store=store), groups)
 
-def _groups(grid, cfgs, todo, together, executor):
-    "Return the missing runs, those of one shape together."
-    workers = getattr(executor, '_max_workers', 1)
-    return find_groups(cfgs, todo, device_here(grid.device), together, workers)
-
-def _work_in_time(grid, todo, store, executor, budget):
+def _work_in_time(grid, groups, store, executor, budget):
     "Make the rows that a budget has time for, and say what is left."
     kept = ResultStore(grid.home/'timings.jsonl')
-    done = []
-    with told_how_far(done, len(todo), store.path):
+    done, total = [], count_runs(groups)
+    with told_how_far(done, total, store.path):
         machine = machine_of(executor, grid.device)
-        schedule = Schedule(grid_jobs(grid, todo, store), budget, known_timings(store, kept, machine))
-        with progress(todo, 'runs', len(todo)) as bar, closing(do_in_time(schedule, executor)) as ended:
+        schedule = Schedule(grid_jobs(grid, groups, store), budget, known_timings(store, kept, machine))
+        with progress(groups, 'runs', total) as bar, closing(do_in_time(schedule, executor)) as ended:
             for job in ended:
-                if job in schedule.failed: continue
-                if job.cfg is None: keep_timing(kept, Path(job.name).name, job.cost, schedule.took[job], machine)
-                else:
-                    done.append(job.cfg)
-                    bar.update(1)
-    schedule.close(len(todo), way_on(store.path))
+                made = schedule.made(job)
+                done += made
+                if made: bar.update(len(made))
+                elif job in schedule.took: # scores, a teacher or a set
+                    keep_timing(kept, Path(job.name).name, job.cost, schedule.took[job], machine)
+    schedule.close(total, way_on(store.path))
     failed = schedule.failures()
-    if failed: raise_failures(failed, len(todo)-len(budget.left), store.path)
+    if failed: raise_failures(failed, total-len(budget.left), store.path)
 
 # %% ../nbs/benchmark/60_grid.ipynb #06b5b803
 class Grid(GridInputs):
@@ -212,10 +208,12 @@ class Grid(GridInputs):
         budget:Budget|None=None, # time that it may take; `None`: no limit
     ) -> pd.DataFrame:     # `store.frame(cfgs)`: with a budget, the rows there are
         "Make the rows that are missing and read the others."
-        if budget: budget.at_once(executor)
-        todo = _check_grid(self, budget.order(cfgs) if budget else cfgs, store, executor)
-        if budget: _work_in_time(self, todo, store, executor, budget)
-        else: _work_through(self, todo, store, executor, _groups(self, cfgs, todo, together, executor))
+        workers = budget.at_once(executor) if budget else getattr(executor, '_max_workers', 1)
+        ordered = budget.order(cfgs) if budget else cfgs
+        todo = _check_grid(self, ordered, store, executor)
+        groups = find_groups(ordered, todo, device_here(self.device), together, workers)
+        if budget: _work_in_time(self, groups, store, executor, budget)
+        else: _work_through(self, todo, store, executor, groups)
         left = {c.key for c in store.missing(cfgs)} # by a budget
         for c in cfgs: # what runs left that were killed between their row and their end
             if c.key not in left: self.clear(c)

@@ -78,8 +78,9 @@ def find_groups(
 ) -> list:         # `Group`s, and single `RunCfg`s
     "Cut a grid into groups of runs that are trained in step."
     if together<0: raise Refused(f"together={together}", "give 0 for what the device holds, or the runs per group")
+    each_once = {c.key: c for c in cfgs}
     by_shape = {}
-    for c in {c.key: c for c in cfgs}.values(): by_shape.setdefault(_shape_or_self(c, together), []).append(c)
+    for c in each_once.values(): by_shape.setdefault(_shape_or_self(c, together), []).append(c)
     missing = {c.key for c in todo}
     items = []
     for same in by_shape.values():
@@ -87,7 +88,8 @@ def find_groups(
         for k in range(0, len(same), size):
             left = Group(c for c in same[k:k+size] if c.key in missing)
             if left: items.append(left if len(left)>1 else left[0])
-    return items
+    places = {key: place for place,key in enumerate(each_once)}
+    return sorted(items, key=lambda item: places[runs_of(item)[0].key])
 
 def runs_of(
     item,  # a `Group`, or anything else, which is one run
