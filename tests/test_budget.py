@@ -10,7 +10,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from pca_nb import cli, grid, groups
+from pca_nb.benchmarking import benchmark
 from pca_nb.budget import Budget, do_in_time, PRIORITIES, Schedule, seeds_first
+from pca_nb.core import Refused
 from pca_nb.grid import Grid, run_grid
 from pca_nb.groups import count_runs, find_groups, runs_of
 from pca_nb.jobs import Job, join_jobs
@@ -518,6 +520,19 @@ def test_a_slot_without_time_prints_no_table(tmp_path, ended, monkeypatch):
     assert code == 75 and 'no time for 3 of 3 runs, about an unknown time' in said and '┏' not in said
     code, said = ended(tmp_path/'demo.jsonl', 'demo', '--home', tmp_path, '--workers', 1, '--minutes', 1)
     assert code == 75 and 'no time for 42 of 42 runs' in said and not (tmp_path/'demo.html').exists()
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_runs_in_step_and_minutes_are_asked_for_at_every_door(workers, tmp_path, ended, monkeypatch):
+    def asked(self, cfgs, store, executor, together, budget):
+        raise Refused(f'{getattr(executor, "_max_workers", 1)} workers, {together} together, {bool(budget)}', 'nothing')
+    monkeypatch.setattr(Grid, 'run', asked)
+    for command in ('demo', 'table t24', 'benchmark digits'):
+        for words, how in (([], '0 together, False'), (['--together', 5, '--minutes', 1], '5 together, True')):
+            code, said = ended(tmp_path/'r', *command.split(), '--home', tmp_path, '--workers', workers, *words)
+            assert code and f'{workers} workers, {how}' in said
+    with pytest.raises(Refused, match=f'{workers} workers, 7 together, True'):
+        benchmark('digits', home=tmp_path, workers=workers, together=7, minutes=1, device='cpu')
 
 
 @pytest.mark.parametrize('minutes', ['0', '-3', 'nan'])
