@@ -21,7 +21,8 @@ from .methods import METHODS
 from .runs import run_cfg
 from .result_store import ResultStore
 from .budget import as_budget
-from .grid import process_pool, run_grid
+from .grid import run_grid
+from .workers import process_pool
 from .workload import Workload, grid_workload
 from .defaults import default_arch, warn_if_slow
 
@@ -98,6 +99,7 @@ class BenchmarkPlan:
     home:object=None         # folder for rows, scores and checkpoints; `None`: `runs_dir`
     device:object=None       # `None`: `pick_device`
     scale:dict=field(default_factory=dict) # `min_steps` and others of `scale_recipe`: shorter runs than the protocol's
+    together:int=0           # runs trained in step; 0 = as many as a GPU holds, none on a CPU; 1 = none
 
     def __post_init__(self):
         for m in self.methods: lookup(METHODS, m, 'method')
@@ -142,7 +144,7 @@ class Benchmark(BenchmarkPlan):
         "Make the rows that are missing, in this process or in several, and read the others."
         cfgs = [c for _,c in self.runs]
         where = self.home, workers, self.data.sources, self.device
-        return run_in_processes(cfgs, store or self.store, *where, minutes)
+        return run_in_processes(cfgs, store or self.store, *where, minutes, self.together)
 
 # %% ../nbs/app/76_benchmarking.ipynb #8fa5f1a5
 def run_in_processes(
@@ -153,14 +155,15 @@ def run_in_processes(
     sources:dict|None=None, # as in `run_grid`
     device=None,        # `None`: `pick_device`
     minutes=None,       # time that it may take from now on, or a `Budget`; `None`: no limit
+    together:int=0,     # runs trained in step; 0 = as many as a GPU holds, none on a CPU; 1 = none
 ) -> pd.DataFrame:      # `ResultStore.frame`
     "Run a grid in as many processes as wanted; Ctrl-C ends them all."
     sources = sources or {}
     budget = as_budget(minutes)
     missing = len(store.missing(cfgs))
-    if missing<2 or workers==1: return run_grid(cfgs, store, home, sources, device=device, minutes=budget)
+    if missing<2 or workers==1: return run_grid(cfgs, store, home, sources, None, device, together, budget)
     with process_pool(min(workers, missing) if workers else 0) as pool:
-        try: return run_grid(cfgs, store, home, sources, pool, device, budget)
+        try: return run_grid(cfgs, store, home, sources, pool, device, together, budget)
         except KeyboardInterrupt:
             for p in list(pool._processes.values()): p.terminate() # what they had done is on the disk
             raise
@@ -175,7 +178,7 @@ def benchmark(
     home=None,       # folder for rows, scores and checkpoints; `None`: `runs_dir`
     workers:int=1,   # processes, one thread each; 0 = one per core; methods defined in a notebook need 1
     minutes=None,    # time that it may take from now on, or a `Budget`; `None`: no limit
-    **options,       # further fields of `Benchmark`: recipes, size, arch, factor, shrink, device, scale
+    **options,       # further fields of `Benchmark`: recipes, size, arch, factor, shrink, device, scale, together
 ) -> pd.DataFrame:   # one row per run: method, ipc, seed, top1 (%), …
     "Run a grid of methods, IPCs and seeds; rows that exist are read, interrupted runs go on."
     budget = as_budget(minutes)

@@ -21,13 +21,14 @@ from .cli_reading import option, read_images, ReadingTest, reads, say_duplicates
 from .cli_images import Arch, Device, Seeds, Size, app, check_names, comma_list, trains
 from .cli_training import read_pair, say_ensemble
 from .cli_grid import (
-    Home, Minutes, run_announced, show_rows, stop_if_runs_are_left, time_budget, Workers)
+    Home, Minutes, run_announced, show_rows, stop_if_runs_are_left, time_budget, Together, Workers)
 
 # %% ../nbs/app/82_cli.ipynb #0a540006
 @app.command()
 @trains
 def demo(
     home:Home=Path('_runs'), seeds:Seeds=3, workers:Workers=0, minutes:Minutes=None,
+    together:Together=0,
 ):
     """Run the main job on the embedded digits; ends with a table and an HTML report.
 
@@ -39,7 +40,7 @@ def demo(
     from pca_nb.stats import mark_soft_rows
     cfgs = demo_grid(seeds)
     budget = time_budget(minutes)
-    frame = run_announced(cfgs, ResultStore(home/'demo.jsonl'), home, workers, budget=budget)
+    frame = run_announced(cfgs, ResultStore(home/'demo.jsonl'), home, workers, budget=budget, together=together)
     if len(frame): show_rows(mark_soft_rows(frame), f'digits, {seeds} seeds: top-1 on 600 test images')
     stop_if_runs_are_left(budget) # the report needs all rows
     out.print(f'soft: a teacher ({teachers_of(frame)}) labels every view; stored in the usual format, its labels would '
@@ -164,7 +165,7 @@ def benchmark_command(
     data:DataArgument='', data_:DataOption='', methods:Methods='random,forgetting-easyB,el2n-easyB,aum-easyB,ccs,pca',
     ipc:Ipcs='1,10', seeds:Seeds=3, recipe:Recipes='hard', arch:Arch='', size:Size=0, rows:RowsFile=None,
     test:OwnTest='', factor:CellFactor=0, shrink:CellShrink='', home:Home=Path('_runs'), workers:Workers=0,
-    device:Device=None, minutes:Minutes=None, *, how,
+    device:Device=None, minutes:Minutes=None, together:Together=0, *, how,
 ):
     "Run a grid of methods, IPCs and seeds; rows that exist are read. Ends with the table."
     from pca_nb.benchmarking import Benchmark
@@ -187,7 +188,7 @@ def benchmark_command(
     if full==name: say_own_duplicates(job, held, how)
     for r in recipes: say_ensemble(r, 1)
     store = ResultStore(rows) if rows else job.store
-    frame = run_announced([c for _,c in job.runs], store, home, workers, job.data, device, budget)
+    frame = run_announced([c for _,c in job.runs], store, home, workers, job.data, device, budget, together)
     show_benchmark(job, store)
     say_cost_of_sets(frame)
     out.print(f'rows: {store.path.resolve()}')
@@ -232,6 +233,7 @@ TableRows = A[Optional[Path], option("JSON-lines file that keeps the rows; defau
 def table(
     name:TableName, scale:TableScaleName='quick', ipc:TableIpcs='', seeds:MostSeeds=0, rows:TableRows=None,
     home:Home=Path('_runs'), workers:Workers=0, device:Device=None, minutes:Minutes=None,
+    together:Together=0,
 ):
     "Make the rows of one table of the paper, those that are missing, and print it."
     from pca_nb.result_store import ResultStore
@@ -239,7 +241,7 @@ def table(
     budget = time_budget(minutes)
     runs = [(label,c) for label,c in runs_for(name, scale, ipc_list(ipc)) if not seeds or c.seed<seeds]
     store = ResultStore(rows or rows_file(scale, home))
-    run_announced([c for _,c in runs], store, home, workers, device=device, budget=budget)
+    run_announced([c for _,c in runs], store, home, workers, None, device, budget, together)
     where = f'{SCALES[scale].data} at {SCALES[scale].size} px'
     show_rows(label_rows(runs, store), f'{name} at scale {scale}: {where}', BASELINES.get(name, 'random'))
     out.print(f'rows: {store.path.resolve()}')

@@ -9,7 +9,8 @@ from pca_nb import grid, methods, run
 from pca_nb.core import generator
 from pca_nb.datasets import DATASETS, load_data
 from pca_nb.distillers import DISTILLERS
-from pca_nb.grid import Grid, process_pool, run_grid
+from pca_nb.grid import Grid, run_grid
+from pca_nb.workers import process_pool
 from pca_nb.methods import display_data, display_name, Method, METHODS
 from pca_nb.recipes import RECIPES
 from pca_nb.result_store import ResultStore

@@ -9,14 +9,20 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from pca_nb import cli, grid
-from pca_nb.budget import Budget, do_in_time, Job, PRIORITIES, Schedule, seeds_first
-from pca_nb.grid import Grid, process_pool, run_grid, RunsFailed
+from pca_nb import cli, grid, groups
+from pca_nb.benchmarking import benchmark
+from pca_nb.budget import Budget, do_in_time, PRIORITIES, Schedule, seeds_first
+from pca_nb.core import Refused
+from pca_nb.grid import Grid, run_grid
+from pca_nb.groups import count_runs, find_groups, runs_of
+from pca_nb.jobs import Job, join_jobs
+from pca_nb.progress import progress_listener
+from pca_nb.workers import process_pool, RunsFailed
 from pca_nb.result_store import ResultStore
 from pca_nb.run import run_one
 from pca_nb.runs import run_cfg
 from pca_nb.terminal import out
-from pca_nb.timings import cell_of, Cost, Timings
+from pca_nb.timings import cell_of, Cost, group_cost, known_timings, machine_of, run_cost, Timings
 
 CELLS = 4
 
@@ -281,6 +287,186 @@ def test_an_executor_that_does_not_say_how_many_it_runs_is_refused_before_any_wo
     assert len(frame) == 4
 
 
+# ---- groups of runs ----
+class Exact:
+    "Timings that know how long everything takes: a group's cell names its runs."
+    def __init__(self, seconds): self.seconds = seconds
+    def estimate(self, cost): return self.seconds(cost.like[0].split(' + '))
+    def learn(self, cost, seconds): assert self.estimate(cost) == seconds
+
+
+class InStep(World):
+    "A world in which several runs in step are one job."
+    def __init__(self, workers, seconds):
+        super().__init__(workers, None)
+        self.seconds, self.items = seconds, []
+
+    def submit(self, call, make, item):
+        names = list(map(str, runs_of(item)))
+        self.durations = {item: self.seconds(names)}
+        self.items.append(names)
+        return super().submit(call, make, item)
+
+
+@st.composite
+def group_worlds(draw):
+    "Rows of `worlds` in groups; in step they take as long as the slowest, and so much more for each of the others."
+    rows, durations, workers, seconds = draw(worlds())
+    more, size = draw(st.sampled_from([0, .25, 1])), draw(st.integers(1, 4))
+    items = [join_jobs(rows[k:k+size]) for k in range(0, len(rows), size)]
+
+    def took(names):
+        each = [durations[n] for n in names]
+        return max(each)+more*(sum(each)-max(each))
+    return rows, items, took, workers, seconds
+
+
+@settings(max_examples=300, deadline=None)
+@given(group_worlds())
+def test_groups_never_end_late_and_no_run_is_lost_or_made_twice(case):
+    rows, items, took, workers, seconds = case
+    world, said = InStep(workers, took), []
+    schedule = Schedule(items, Budget(seconds/60, say=said.append, clock=world), Exact(took))
+    for _ in do_in_time(schedule, world): pass
+    schedule.close(len(rows), 'again')
+    assert all(end <= seconds for _, _, end in world.began)
+    begun = [(name, start, end) for names, (_, start, end) in zip(world.items, world.began) for name in names]
+    made = [name for name, _, _ in begun if 'row' in name]
+    assert len({name for name, _, _ in begun}) == len(begun)
+    assert sorted(made+schedule.budget.left) == sorted(r.name for r in rows)
+    assert bool(said) == bool(schedule.budget.left)
+    times = {name: (start, end) for name, start, end in begun}
+    for row in rows:
+        if row.name in times: assert all(times[n.name][1] <= times[row.name][0] for n in row.needs)
+    for row in schedule.left:   # even the shortest single run that is left would end late now, or would have to wait
+        for part in row.parts or (row,):
+            chain = [j for j in (*part.needs, part) if j.name not in times]
+            assert sum(took([j.name]) for j in chain) > seconds-world.now
+    for names in world.items:   # runs in step are some of one group
+        assert len(names) == 1 or any(set(names) <= {r.name for r in item.parts} for item in items)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(['random', 'tiles', 'pca']), st.integers(1, 2), st.integers(0, 4)),
+                min_size=1, max_size=20, unique=True), st.integers(1, 5), st.data())
+def test_groups_with_some_first_seed_come_before_all_others(runs, together, data):
+    cfgs = seeds_first([run_cfg('digits', *r) for r in runs])
+    todo = [c for c in cfgs if data.draw(st.booleans())]
+    items = find_groups(cfgs, todo, torch.device('cpu'), together)
+    assert count_runs(items) == len(todo) and {c for i in items for c in runs_of(i)} == set(todo)
+    places = {c.key: k for k, c in enumerate(cfgs)}
+    firsts = [min(places[c.key] for c in runs_of(item)) for item in items]
+    assert firsts == sorted(firsts)
+    first_seeds = {}
+    for c in cfgs: first_seeds.setdefault((c.method, c.ipc), c.key)
+    holds = [any(c.key in first_seeds.values() for c in runs_of(item)) for item in items]
+    if len(todo) == len(cfgs): assert holds == sorted(holds, reverse=True)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(st.integers(1, 9), st.integers(1, 100), min_size=1), st.integers(1, 20))
+def test_another_number_of_runs_is_an_upper_bound(known, runs):
+    "Against a plain loop: so many groups one after another, whichever known number is quickest; or as many runs."
+    def cost(n): return group_cost([Cost(('cell', 'shape', 'all'), 7.)]*n)
+    timings = Timings()
+    for n, seconds in known.items(): timings.learn(cost(n), seconds)
+    plain = []
+    for n, seconds in known.items():
+        took, left = 0, runs
+        while left > 0: took, left = took+seconds, left-n
+        plain.append(took)
+    assert timings.estimate(cost(runs)) == pytest.approx(known.get(runs, min(plain)))
+    quick = Timings()   # something else, that was timed alone, is no closer than a group of one's own shape
+    quick.learn(Cost(('other', 'other shape', 'all'), 7.), 1e-9)
+    for n, seconds in known.items(): quick.learn(cost(n), seconds)
+    assert quick.estimate(cost(runs)) == timings.estimate(cost(runs))
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    "float32 on every processor, one thread"
+    monkeypatch.setattr('pca_nb.validate.pick_dtype', lambda device: torch.float32)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+SIX = [short(m, s) for m in ('random', 'noise') for s in range(3)]   # all of one shape
+
+
+def test_a_budget_makes_groups_and_their_rows_teach_what_groups_take(store, tmp_path, exact):
+    "The rows of a grid without a budget, if its order is that of the list; a single run is never judged by a share."
+    place, cfgs = tmp_path/'home', [*SIX, short('random', ipc=1)]
+    frame = run_grid(cfgs, store, place, device='cpu', together=3, minutes=Budget(10**6, 'given', say=str))
+    plain = run_grid(cfgs, ResultStore(tmp_path/'p.jsonl'), tmp_path/'p', device='cpu', together=3)
+    assert numbers(frame) == numbers(plain) and not list((place/'ckpt').iterdir())
+    assert [row.get('together') for row in ResultStore(store.path).all()] == [3]*6+[None]
+    rows = [row for row in store.all() if 'together' in row]
+    only = ResultStore(tmp_path/'groups.jsonl')
+    for row in rows: only.add({k: v for k, v in row.items() if k != 'check'})
+    timings = known_timings(only, ResultStore(tmp_path/'none.jsonl'), machine_of(device='cpu'))
+    cost = run_cost(SIX[0].to_dict(), 20)
+    totals = [sum(sum(row['seconds'].values()) for row in rows if row['method'] == m) for m in ('random', 'noise')]
+    for n in (1, 2, 3): assert timings.estimate(group_cost([cost]*n)) == pytest.approx(max(totals))
+    assert timings.estimate(group_cost([cost]*4)) == pytest.approx(2*max(totals))
+
+
+def test_seeds_first_also_in_groups_and_a_cut_grid_goes_on(store, tmp_path):
+    said = []
+    budget = Budget(1.9, say=said.append, clock=rows_as_clock(store))   # 114 s: one group of 60 s, and 54 s too few
+    run_grid(SIX, store, tmp_path, device='cpu', together=3, minutes=budget)
+    made = sorted((row['seed'], row['method']) for row in store.all())
+    assert made == [(0, 'noise'), (0, 'random'), (1, 'random')] and {row['together'] for row in store.all()} == {3}
+    assert 'no time for 3 of 6 runs, about 60 s of work and 60 s for the shortest' in said[-1] and len(budget.left) == 3
+    frame = run_grid(SIX, store, tmp_path, device='cpu', together=3, minutes=10**6)
+    assert len(frame) == 6 and [row['together'] for row in store.all()] == [3]*6
+
+
+def broken(of):
+    "`prepare_run`, but for some runs, whose sets cannot be made."
+    def prepare(cfg, *args, whole=groups.prepare_run):
+        if cfg in of: raise ValueError('no set')
+        return whole(cfg, *args)
+    return prepare
+
+
+def test_a_run_that_fails_in_its_group_is_counted_alone(store, tmp_path, monkeypatch):
+    """Of the first group two have rows after 40 s. A third run in step is not known, so the next group is cut: two
+    begin, and for the last there is no time."""
+    monkeypatch.setattr(groups, 'prepare_run', broken([SIX[3]]))
+    heard, said = [], []
+    budget = Budget(1.5, say=said.append, clock=rows_as_clock(store))
+    with progress_listener(lambda what, done, total, row: what == 'runs' and heard.append((done, total))):
+        with pytest.raises(ValueError, match='no set'):
+            run_grid(SIX, store, tmp_path, device='cpu', together=3, minutes=budget)
+    assert heard == [(2, 6), (4, 6)] and [row['together'] for row in store.all()] == [2]*4
+    assert budget.left == [SIX[5]] and 'no time for 1 of 6 runs, about 40 s of work' in said[-1]
+    monkeypatch.setattr(groups, 'prepare_run', broken([SIX[3], SIX[5]]))
+    monkeypatch.setattr(grid, 'run_one', broken([SIX[3], SIX[5]]))
+    with pytest.raises(RunsFailed, match='2 of 2 runs failed, .* noise ipc 2 seed 0'):
+        run_grid(SIX, store, tmp_path, device='cpu', together=3, minutes=10**6)
+
+
+def test_failed_scores_fail_their_runs_of_a_group_and_no_others(store, tmp_path, monkeypatch):
+    "Random and easy images are of one shape."
+    def broken(*a): raise FloatingPointError('the loss is nan')
+    monkeypatch.setattr(grid, 'record_dynamics', broken)
+    cfgs = [short(m, s) for m in ('random', 'el2n-easyB') for s in (0, 1)]
+    with pytest.raises(RunsFailed, match='2 of 4 runs failed, the others are in .*r.jsonl; the first, digits el2n'):
+        run_grid(cfgs, store, tmp_path, device='cpu', together=4, minutes=10**6)
+    assert sorted((row['seed'], row['together']) for row in store.all()) == [(0, 2), (1, 2)]
+
+
+def test_two_processes_make_groups_in_time(store, tmp_path):
+    "Scores, which four of the runs need, come before their groups."
+    cfgs = [short(m, s) for m in ('random', 'el2n-easyB') for s in range(4)]
+    with process_pool(2) as ex:
+        frame = run_grid(cfgs, store, tmp_path, executor=ex, device='cpu', together=3, minutes=10**6)
+    assert len(frame) == 8 and store.path.read_text().count('\n') == 8
+    assert sorted(row['together'] for row in store.all()) == [2]*2+[3]*6
+
+
 # ---- the shell ----
 @pytest.fixture
 def ended(monkeypatch, capsys):
@@ -334,6 +520,19 @@ def test_a_slot_without_time_prints_no_table(tmp_path, ended, monkeypatch):
     assert code == 75 and 'no time for 3 of 3 runs, about an unknown time' in said and '┏' not in said
     code, said = ended(tmp_path/'demo.jsonl', 'demo', '--home', tmp_path, '--workers', 1, '--minutes', 1)
     assert code == 75 and 'no time for 42 of 42 runs' in said and not (tmp_path/'demo.html').exists()
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_runs_in_step_and_minutes_are_asked_for_at_every_door(workers, tmp_path, ended, monkeypatch):
+    def asked(self, cfgs, store, executor, together, budget):
+        raise Refused(f'{getattr(executor, "_max_workers", 1)} workers, {together} together, {bool(budget)}', 'nothing')
+    monkeypatch.setattr(Grid, 'run', asked)
+    for command in ('demo', 'table t24', 'benchmark digits'):
+        for words, how in (([], '0 together, False'), (['--together', 5, '--minutes', 1], '5 together, True')):
+            code, said = ended(tmp_path/'r', *command.split(), '--home', tmp_path, '--workers', workers, *words)
+            assert code and f'{workers} workers, {how}' in said
+    with pytest.raises(Refused, match=f'{workers} workers, 7 together, True'):
+        benchmark('digits', home=tmp_path, workers=workers, together=7, minutes=1, device='cpu')
 
 
 @pytest.mark.parametrize('minutes', ['0', '-3', 'nan'])

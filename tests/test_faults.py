@@ -28,6 +28,7 @@ from pca_nb.scores import read_dynamics, record_dynamics, ScoringCfg
 from pca_nb.storage import DamagedFileWarning, file_lock
 from pca_nb.callbacks import Callback
 from pca_nb.train import train
+from pca_nb.workers import RunsFailed
 
 HERE = Path(__file__).parent
 HARD = RECIPES['hard']
@@ -309,6 +310,7 @@ from pca_nb.models import make_model
 from pca_nb.recipes import RECIPES
 from pca_nb.reference_loop import photos
 from pca_nb.train import train
+from pca_nb.workers import RunsFailed
 s, net = photos(64, 96), make_model('convnet3-bn', 10, 96)
 recipe = replace(RECIPES['hard'], epochs=1)
 train(net, s, replace(recipe, batch=2), device='cpu', stop_epoch=1)
@@ -357,7 +359,7 @@ def test_one_failing_run_does_not_stop_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(grid, 'run_one', fails)
     words = (r'2 of 4 runs failed, the others are in .*r.jsonl; the first, digits random ipc 2 seed 1 '
              r'\([0-9a-f]{12}\): the loss is nan')
-    with pytest.raises(grid.RunsFailed, match=words):
+    with pytest.raises(RunsFailed, match=words):
         grid.run_grid(fault_worker.GRID, ResultStore(tmp_path/'r.jsonl'), tmp_path, device='cpu')
     assert sorted(r['seed'] for r in ResultStore(tmp_path/'r.jsonl').all()) == [0, 0]
 

@@ -14,7 +14,8 @@ import torch
 
 import fault_worker
 from pca_nb.result_store import ResultStore
-from pca_nb.grid import process_pool, run_grid
+from pca_nb.grid import run_grid
+from pca_nb.workers import process_pool
 from pca_nb.distributed import shard_bounds
 from pca_nb.scores import read_dynamics, SUMS
 

@@ -8,7 +8,8 @@ import torch
 from pca_nb import groups, validate
 from pca_nb.augment import AugmentCfg
 from pca_nb.datasets import load_data
-from pca_nb.grid import process_pool, run_grid, RunsFailed
+from pca_nb.grid import run_grid
+from pca_nb.workers import process_pool, RunsFailed
 from pca_nb.groups import GroupFailed
 from pca_nb.models import make_model
 from pca_nb.recipes import Recipe

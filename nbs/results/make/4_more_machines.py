@@ -18,7 +18,8 @@ import torch
 from pca_nb.augment import AugmentCfg
 from pca_nb.datasets import load_data
 from pca_nb.distributed import init_distributed
-from pca_nb.grid import process_pool, run_grid
+from pca_nb.grid import run_grid
+from pca_nb.workers import process_pool
 from pca_nb.machine import environment_info, pick_device
 from pca_nb.recipes import RECIPES
 from pca_nb.reference_loop import photos
