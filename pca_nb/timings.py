@@ -139,20 +139,7 @@ def _machine(device): return _machine_columns(environment_info(pick_device(devic
 
 def _machine_columns(row): return {name: row.get(name) for name in ('device','dtype','threads')}
 
-# %% ../nbs/benchmark/59a_timings.ipynb #59a00007
-def known_timings(
-    store:ResultStore, # rows of finished runs
-    kept:ResultStore,  # what other jobs took, as `keep_timing` wrote it
-    machine:dict,      # of `machine_of`; what another one took is ignored
-) -> Timings:
-    "Return what finished jobs took on this machine."
-    timings = Timings()
-    here = [row for row in store.all() if 'seconds' in row and _machine_columns(row)==machine]
-    for cost,seconds in _row_jobs(here): timings.learn(cost, seconds)
-    for row in kept.all():
-        if _machine_columns(row)==machine: timings.learn(Cost(tuple(row['like']), row['pixels']), row['seconds'])
-    return timings
-
+# %% ../nbs/benchmark/59a_timings.ipynb #59f10008
 def _row_timing(row):
     "Return the cost of a row's run, and its seconds without those of its set, which is a job of its own."
     seconds = sum(row['seconds'].values())
@@ -173,6 +160,20 @@ def _job_of(row):
     "Return what rows of one group share, or the key of a row that was made alone."
     if 'together' not in row: return row['key']
     return row['together'], row['seconds']['train'], run_cost(row['cfg'], row['images']).like[1]
+
+# %% ../nbs/benchmark/59a_timings.ipynb #59a00007
+def known_timings(
+    store:ResultStore, # rows of finished runs
+    kept:ResultStore,  # what other jobs took, as `keep_timing` wrote it
+    machine:dict,      # of `machine_of`; what another one took is ignored
+) -> Timings:
+    "Return what finished jobs took on this machine."
+    timings = Timings()
+    here = [row for row in store.all() if 'seconds' in row and _machine_columns(row)==machine]
+    for cost,seconds in _row_jobs(here): timings.learn(cost, seconds)
+    for row in kept.all():
+        if _machine_columns(row)==machine: timings.learn(Cost(tuple(row['like']), row['pixels']), row['seconds'])
+    return timings
 
 def keep_timing(
     kept:ResultStore, # a file beside scores, teachers and sets
