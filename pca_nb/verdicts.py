@@ -6,7 +6,7 @@
 __all__ = ['VERDICTS', 'KINDS', 'verdict_of', 'combine_verdicts', 'Cells', 'read_sum', 'contrast', 'statements',
            'judge_part']
 
-# %% ../nbs/benchmark/64b_verdicts.ipynb #fc6e51d1
+# %% ../nbs/benchmark/64b_verdicts.ipynb #87135238
 import re
 from itertools import product
 
@@ -14,7 +14,7 @@ import pandas as pd
 from .core import lookup, Refused
 from .stats import mean_interval, rank_correlation
 
-# %% ../nbs/benchmark/64b_verdicts.ipynb #b264ff9f
+# %% ../nbs/benchmark/64b_verdicts.ipynb #2aceed74
 VERDICTS = ('holds','reversed','undecided','not testable here')
 
 def verdict_of(
@@ -38,7 +38,7 @@ def combine_verdicts(
     if not held and 2*against>=len(every): return 'reversed'
     return 'undecided'
 
-# %% ../nbs/benchmark/64b_verdicts.ipynb #24951c1e
+# %% ../nbs/benchmark/64b_verdicts.ipynb #abd9558b
 class Cells:
     "Numbers by name, budget and seed."
     def __init__(
@@ -68,7 +68,7 @@ class Cells:
         made = [self.found[method,ipc] for method in members if (method,ipc) in self.found]
         return pd.concat([m.value for m in made], axis=1).dropna().mean(axis=1).to_frame('value') if made else None
 
-# %% ../nbs/benchmark/64b_verdicts.ipynb #3c2e54c2
+# %% ../nbs/benchmark/64b_verdicts.ipynb #558ad769
 def read_sum(
     text:str, # names, joined by ' + ' and ' - ', with factors: '0.1*random + chance'
 ) -> list:    # (factor, name)
@@ -103,7 +103,7 @@ def _add_ranges(measured, constant):
         total['hi'] += ends[1]
     return total
 
-# %% ../nbs/benchmark/64b_verdicts.ipynb #75dace9a
+# %% ../nbs/benchmark/64b_verdicts.ipynb #3d201b91
 def _at(cells, statement, ipc, terms, judge=verdict_of):
     "Return one comparison in a list, or an empty list where a cell is missing."
     found = contrast(cells, terms)
@@ -125,7 +125,9 @@ def _near(margin):
 
 def _order(cells, statement, part):
     "Compare two sums at every budget."
-    return sum((_at(cells, statement, ipc, _sides(statement, ipc)) for ipc in cells.ipcs), [])
+    slack = part.get('slack', 0)
+    def judge(lo, hi): return verdict_of(lo+slack, hi+slack)
+    return sum((_at(cells, statement, ipc, _sides(statement, ipc), judge) for ipc in cells.ipcs), [])
 
 def _within(cells, statement, part):
     "Ask at every budget whether two sums are less than a margin apart."
@@ -151,7 +153,7 @@ def _value(cells, statement, part):
         found += _at(cells, f'{statement} = {printed}', int(ipc), terms, judge)
     return found
 
-# %% ../nbs/benchmark/64b_verdicts.ipynb #d50f922c
+# %% ../nbs/benchmark/64b_verdicts.ipynb #38279ba8
 def _rivals(cells, statement, part):
     "Yield at every budget the comparisons with each rival that has cells there."
     sign = '<' if ' < ' in statement else '>'
@@ -160,7 +162,7 @@ def _rivals(cells, statement, part):
         if any(cells.get(name, ipc) is None for name in part.get('needs', ())): continue
         pairs = [f'{mine} {sign} {other}' for other in others.split(' | ')]
         found = sum((_at(cells, pair, ipc, _sides(pair, ipc, sign)) for pair in pairs), [])
-        if found: yield found
+        if found: yield [c|dict(rival=c['statement'].split(f' {sign} ')[1]) for c in found]
 
 def _first(cells, statement, part):
     "Ask at every budget whether one method is ahead of all."
@@ -171,7 +173,7 @@ def _first(cells, statement, part):
         if set(verdicts)=={'holds'}: verdict = 'holds'
         if 'reversed' in verdicts: verdict = 'reversed'
         nearest = min((c for c in rivals if c['verdict']==verdict), key=lambda c: c['delta'])
-        found.append(nearest|dict(verdict=verdict, rivals=len(rivals)))
+        found.append(nearest|dict(verdict=verdict))
     return found
 
 def _most(cells, statement, part):
@@ -183,8 +185,8 @@ def _most(cells, statement, part):
         for word in ('holds','reversed'):
             if 2*verdicts.count(word)>len(verdicts): verdict = word
         middle = sorted(rivals, key=lambda c: c['delta'])[len(rivals)//2]
-        words = f"{verdicts.count('holds')} of {len(verdicts)}"
-        found.append(middle|dict(verdict=verdict, rivals=len(rivals), statement=f'{statement} ({words})'))
+        share = f"{verdicts.count('holds')} of {len(verdicts)}"
+        found.append(middle|dict(verdict=verdict, share=share))
     return found
 
 def _rank(cells, statement, part):
@@ -202,7 +204,7 @@ def _rank(cells, statement, part):
 
 KINDS = dict(order=_order, rises=_rises, within=_within, first=_first, most=_most, rank=_rank, value=_value)
 
-# %% ../nbs/benchmark/64b_verdicts.ipynb #3818741e
+# %% ../nbs/benchmark/64b_verdicts.ipynb #464e6110
 def statements(
     part:dict,   # `of`, and `each`: word -> what it stands for
     labels=(),   # names of cells, for '{arch}'
