@@ -6,7 +6,7 @@
 __all__ = ['budget_text', 'count_text', 'display_statement', 'judge_claim', 'judge_all', 'seen_places', 'ledger',
            'write_ledger', 'read_ledger', 'place_columns']
 
-# %% ../nbs/benchmark/64c_ledger.ipynb #45607253
+# %% ../nbs/benchmark/64c_ledger.ipynb #5de6033f
 import re
 
 import numpy as np, pandas as pd
@@ -16,7 +16,7 @@ from .methods import display_name
 from .paper import read_claims, read_data
 from .verdicts import Cells, combine_verdicts, judge_part, statements
 
-# %% ../nbs/benchmark/64c_ledger.ipynb #acbaeed9
+# %% ../nbs/benchmark/64c_ledger.ipynb #d619ef58
 def _number(c):
     "Return a difference with its interval."
     values = [c['delta'], c['lo'], c['hi']]
@@ -28,7 +28,12 @@ def _number(c):
     unit = UNITS.get(c['source'], '')
     unit = f' {unit}' if unit not in ('points','ln s','') else ''
     interval = '' if np.isnan(c['hi']) or lo==hi else f' [{lo}, {hi}]'
-    return f'{sign}{delta}{interval}{unit}'
+    return f'{_means_of(c)}{sign}{delta}{interval}{unit}'
+
+def _means_of(c):
+    "Return both accuracies with their spread over seeds, '' where a side is no single one."
+    if c['source']!='top-1' or not c.get('sides'): return ''
+    return ' against '.join(f'{mean:.1f} ± {std:.1f}' for mean,std in c['sides'])+', '
 
 def _note(c):
     "Return who decided a comparison with several rivals."
@@ -68,7 +73,7 @@ def _shown(name):
         rest = ', '.join([f'mean of {group}', *labels])
     return factor+star+display_name(rest)
 
-# %% ../nbs/benchmark/64c_ledger.ipynb #ccccd42e
+# %% ../nbs/benchmark/64c_ledger.ipynb #a756b29a
 def judge_claim(
     claim:dict,   # from `read_claims`
     place,        # a `Place`
@@ -105,7 +110,7 @@ def _networks(comparison, cells):
     named = [cells.archs[label] for label in cells.archs if label in comparison['statement']]
     return tuple(sorted(set().union(*named)-{''}))
 
-# %% ../nbs/benchmark/64c_ledger.ipynb #828e4f1e
+# %% ../nbs/benchmark/64c_ledger.ipynb #5b5b93a8
 def judge_all(
     folder, # where rows are kept
 ) -> pd.DataFrame: # one row per claim and place; `comparisons` holds what the verdict follows from
@@ -145,7 +150,7 @@ def _reason(claim, found):
     more = f" and {len(found['missing'])-2} more" if len(found['missing'])>2 else ''
     return f'no rows for {some}{more}' if some else 'made for other places'
 
-# %% ../nbs/benchmark/64c_ledger.ipynb #f7d2e6b2
+# %% ../nbs/benchmark/64c_ledger.ipynb #01900733
 def seen_places(
     judged:pd.DataFrame, # from `judge_all`
 ) -> list:               # of `Place`
@@ -175,7 +180,7 @@ def _line(claim, mine, seen):
         line[f'{place.name}: ours'] = '; '.join(filter(None, about)) if at.text else ''
     return line
 
-# %% ../nbs/benchmark/64c_ledger.ipynb #f2939375
+# %% ../nbs/benchmark/64c_ledger.ipynb #9d17ea75
 def write_ledger(
     table:pd.DataFrame, # from `ledger`
     path,               # `pca_nb/data/ledger.csv`

@@ -6,7 +6,7 @@
 __all__ = ['VERDICTS', 'KINDS', 'verdict_of', 'combine_verdicts', 'Cells', 'read_sum', 'contrast', 'statements',
            'judge_part']
 
-# %% ../nbs/benchmark/64b_verdicts.ipynb #87135238
+# %% ../nbs/benchmark/64b_verdicts.ipynb #fc6e51d1
 import re
 from itertools import product
 
@@ -14,7 +14,7 @@ import pandas as pd
 from .core import lookup, Refused
 from .stats import mean_interval, rank_correlation
 
-# %% ../nbs/benchmark/64b_verdicts.ipynb #2aceed74
+# %% ../nbs/benchmark/64b_verdicts.ipynb #b264ff9f
 VERDICTS = ('holds','reversed','undecided','not testable here')
 
 def verdict_of(
@@ -38,7 +38,7 @@ def combine_verdicts(
     if not held and 2*against>=len(every): return 'reversed'
     return 'undecided'
 
-# %% ../nbs/benchmark/64b_verdicts.ipynb #abd9558b
+# %% ../nbs/benchmark/64b_verdicts.ipynb #24951c1e
 class Cells:
     "Numbers by name, budget and seed."
     def __init__(
@@ -68,7 +68,7 @@ class Cells:
         made = [self.found[method,ipc] for method in members if (method,ipc) in self.found]
         return pd.concat([m.value for m in made], axis=1).dropna().mean(axis=1).to_frame('value') if made else None
 
-# %% ../nbs/benchmark/64b_verdicts.ipynb #558ad769
+# %% ../nbs/benchmark/64b_verdicts.ipynb #3c2e54c2
 def read_sum(
     text:str, # names, joined by ' + ' and ' - ', with factors: '0.1*random + chance'
 ) -> list:    # (factor, name)
@@ -103,12 +103,19 @@ def _add_ranges(measured, constant):
         total['hi'] += ends[1]
     return total
 
-# %% ../nbs/benchmark/64b_verdicts.ipynb #3d201b91
+# %% ../nbs/benchmark/64b_verdicts.ipynb #75dace9a
 def _at(cells, statement, ipc, terms, judge=verdict_of):
     "Return one comparison in a list, or an empty list where a cell is missing."
     found = contrast(cells, terms)
     if found is None: return []
-    return [dict(statement=statement, ipc=ipc)|found|dict(verdict=judge(found['lo'], found['hi']))]
+    verdict = judge(found['lo'], found['hi'])
+    return [dict(statement=statement, ipc=ipc)|found|dict(verdict=verdict, sides=_spreads(cells, terms))]
+
+def _spreads(cells, terms):
+    "Return mean and standard deviation of both sides, if each is one cell with seeds."
+    sides = [cells.get(name, ipc) for _,name,ipc in terms]
+    if len(sides)!=2 or cells.ranged or any(isinstance(side, float) for side in sides): return []
+    return [(float(side.value.mean()), float(side.value.std())) for side in sides]
 
 def _sides(statement, ipc, sign='>'):
     "Return the terms of a statement, the claimed side positive."
@@ -153,7 +160,7 @@ def _value(cells, statement, part):
         found += _at(cells, f'{statement} = {printed}', int(ipc), terms, judge)
     return found
 
-# %% ../nbs/benchmark/64b_verdicts.ipynb #38279ba8
+# %% ../nbs/benchmark/64b_verdicts.ipynb #d50f922c
 def _rivals(cells, statement, part):
     "Yield at every budget the comparisons with each rival that has cells there."
     sign = '<' if ' < ' in statement else '>'
@@ -204,7 +211,7 @@ def _rank(cells, statement, part):
 
 KINDS = dict(order=_order, rises=_rises, within=_within, first=_first, most=_most, rank=_rank, value=_value)
 
-# %% ../nbs/benchmark/64b_verdicts.ipynb #464e6110
+# %% ../nbs/benchmark/64b_verdicts.ipynb #3818741e
 def statements(
     part:dict,   # `of`, and `each`: word -> what it stands for
     labels=(),   # names of cells, for '{arch}'
