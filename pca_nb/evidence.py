@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'OBSERVERS', 'TRUSTED', 'SOURCES', 'UNITS', 'Place', 'places', 'stored_rows', 'read_evidence']
 
-# %% ../nbs/benchmark/64a_evidence.ipynb #96ad87e4
+# %% ../nbs/benchmark/64a_evidence.ipynb #a377441e
 import json, re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +20,7 @@ from .methods import display_data, METHODS
 from .result_store import ResultStore
 from .tables import rows_file, runs_for, SCALES
 
-# %% ../nbs/benchmark/64a_evidence.ipynb #afb84761
+# %% ../nbs/benchmark/64a_evidence.ipynb #01ac119a
 @dataclass(frozen=True)
 class Place:
     "Where a claim is tested."
@@ -60,7 +60,7 @@ def _distance(at):
     about = DATASETS[data]
     return -about.n_classes, -about.size, data, -size, arch
 
-# %% ../nbs/benchmark/64a_evidence.ipynb #1581f7b3
+# %% ../nbs/benchmark/64a_evidence.ipynb #ed20a64a
 COLUMNS = ['label','ipc','seed','value','arch'] # of every source; `lo` and `hi` besides where there is no seed
 
 @lru_cache(maxsize=32)
@@ -101,7 +101,7 @@ def _check_one_protocol(rows, place):
     raise Refused(f"{place.title}: two rows of {first.label!r} at IPC {first.ipc}, seed {first.seed}",
                   'name the change in the table, or give the scale a network of its own')
 
-# %% ../nbs/benchmark/64a_evidence.ipynb #5468420b
+# %% ../nbs/benchmark/64a_evidence.ipynb #05201d80
 def _cells(frame, label, value, seed='seed'):
     "Return rows as cells."
     ipc = frame.ipc.astype(int)
@@ -126,7 +126,7 @@ def _bytes(place, folder, tables):
     rows = rows[rows.label=='random, soft, fp16']
     return pd.concat([_cells(rows, 'labels', rows.fkd_bytes/1e3), _cells(rows, 'images', rows.image_bytes/1e3)])
 
-# %% ../nbs/benchmark/64a_evidence.ipynb #3a0cca05
+# %% ../nbs/benchmark/64a_evidence.ipynb #be8d055c
 OBSERVERS = ('own','small') # networks of the student's kind: at the data's usual size, and at 32 px
 
 @lru_cache(maxsize=4)
@@ -154,7 +154,7 @@ def _crops(place, folder, tables):
 
 def _words(what, t): return [f'{what} {subset} {low:g}' for subset,low in zip(t.subset, t.low)]
 
-# %% ../nbs/benchmark/64a_evidence.ipynb #e7f96e49
+# %% ../nbs/benchmark/64a_evidence.ipynb #595e7065
 def _theorem(place, folder, tables):
     "Return the entropy of easy balanced images cropped by entropy, less that of whole ones, nats."
     t = _measured(place, folder, 'theorem')
@@ -175,7 +175,7 @@ def _sets(place, folder, tables):
     return pd.concat([_cells(other, other.subset, other.entropy), _cells(own, 'entropy', own.entropy, 'number'),
                       _cells(own, 'accuracy', own.accuracy, 'number')])
 
-# %% ../nbs/benchmark/64a_evidence.ipynb #8a807a99
+# %% ../nbs/benchmark/64a_evidence.ipynb #a38b19ee
 def _scores(place, folder, tables):
     "Return ties, empty classes and mean difficulties."
     first = next((s for s in SCALES.values() if s.data==place.data), None)
@@ -192,7 +192,7 @@ def _scores(place, folder, tables):
             found += [(f'{what}, {name}', 10, seed, float(value), '') for what,value in values.items()]
     return pd.DataFrame(found, columns=COLUMNS)
 
-# %% ../nbs/benchmark/64a_evidence.ipynb #41ea6641
+# %% ../nbs/benchmark/64a_evidence.ipynb #211fcacc
 TRUSTED = 2. # a time that was taken once is trusted to this factor, up and down
 
 def _ranges(lines):
@@ -230,7 +230,7 @@ def _formula(place, folder, tables):
     sizes['labels of ImageNet-21K-P',20] = fkd_bytes(300*10450*20, 10450)/2**30
     return _ranges([(label, ipc, gib, gib, gib, '') for (label,ipc),gib in sizes.items()])
 
-# %% ../nbs/benchmark/64a_evidence.ipynb #11a357c9
+# %% ../nbs/benchmark/64a_evidence.ipynb #2da41b60
 SOURCES = { # name -> function of place, folder and tables; what its numbers are
     'top-1':   _top1,
     'seconds': _seconds,

@@ -6,7 +6,7 @@
 __all__ = ['budget_text', 'count_text', 'display_statement', 'judge_claim', 'judge_all', 'seen_places', 'ledger',
            'write_ledger', 'read_ledger', 'place_columns']
 
-# %% ../nbs/benchmark/64c_ledger.ipynb #5de6033f
+# %% ../nbs/benchmark/64c_ledger.ipynb #45607253
 import re
 
 import numpy as np, pandas as pd
@@ -16,19 +16,31 @@ from .methods import display_name
 from .paper import read_claims, read_data
 from .verdicts import Cells, combine_verdicts, judge_part, statements
 
-# %% ../nbs/benchmark/64c_ledger.ipynb #d619ef58
+# %% ../nbs/benchmark/64c_ledger.ipynb #0336e3cc
+def _digits(value, source):
+    "Return a difference: points with one digit, logarithms of seconds as a ratio."
+    if source=='seconds': return f'{np.exp(value):.2f}'
+    return f'{value:+.{1 if source=="top-1" else 2}f}'.replace('-', '−')
+
 def _number(c):
     "Return a difference with its interval."
-    values = [c['delta'], c['lo'], c['hi']]
-    if c['source']=='seconds': delta,lo,hi = (f'{v:.2f}' for v in np.exp(values))
-    else:
-        digits = 1 if UNITS.get(c['source'])=='points' else 2
-        delta,lo,hi = (f'{v:+.{digits}f}'.replace('-', '−') for v in values)
-    sign = '×' if c['source']=='seconds' else ''
-    unit = UNITS.get(c['source'], '')
-    unit = f' {unit}' if unit not in ('points','ln s','') else ''
+    delta,lo,hi = (_digits(c[key], c['source']) for key in ('delta','lo','hi'))
     interval = '' if np.isnan(c['hi']) or lo==hi else f' [{lo}, {hi}]'
-    return f'{_means_of(c)}{sign}{delta}{interval}{unit}'
+    return f"{_means_of(c)}{_times(c)}{delta}{interval}{_unit(c)}"
+
+def _times(c): return '×' if c['source']=='seconds' else ''
+
+def _unit(c):
+    "Return the unit of a difference, '' for points and ratios."
+    unit = c.get('unit', UNITS.get(c['source'], ''))
+    return '' if unit in ('points','ln s','') else f' {unit}'
+
+def _range(comparisons):
+    "Return the least and the largest difference, '' where they have several units."
+    if len({(c['source'],c.get('unit')) for c in comparisons})>1: return ''
+    first = comparisons[0]
+    ends = [_digits(end(c['delta'] for c in comparisons), first['source']) for end in (min,max)]
+    return f" ({_times(first)}{ends[0]} to {_times(first)}{ends[1]}{_unit(first)})"
 
 def _means_of(c):
     "Return both accuracies with their spread over seeds, '' where a side is no single one."
@@ -42,12 +54,12 @@ def _note(c):
 
 def budget_text(
     comparisons, # of one claim at one place
-) -> str:        # 'IPC 10: +3.5 [+0.0, +6.9] holds; IPC 50: 2 hold, 1 undecided'
+) -> str:        # 'IPC 10: +3.5 [+0.0, +6.9] holds; IPC 50: 2 hold, 1 undecided (−1.0 to +4.2)'
     "Write what was found, budget by budget."
     texts = []
     for ipc in sorted({c['ipc'] for c in comparisons}):
         here = [c for c in comparisons if c['ipc']==ipc]
-        words = count_text([c['verdict'] for c in here])
+        words = count_text([c['verdict'] for c in here])+_range(here)
         if len(here)==1: words = f"{_number(here[0])} {here[0]['verdict']}{_note(here[0])}"
         texts.append(f'IPC {ipc}: {words}' if ipc else words)
     return '; '.join(texts)
@@ -73,7 +85,7 @@ def _shown(name):
         rest = ', '.join([f'mean of {group}', *labels])
     return factor+star+display_name(rest)
 
-# %% ../nbs/benchmark/64c_ledger.ipynb #a756b29a
+# %% ../nbs/benchmark/64c_ledger.ipynb #ccccd42e
 def judge_claim(
     claim:dict,   # from `read_claims`
     place,        # a `Place`
@@ -88,7 +100,7 @@ def judge_claim(
         cells = Cells(read_evidence(source, place, folder, claim.get('tables',())), groups, chance)
         found = judge_part(part, cells)
         if not found: missing += _written(part, cells)
-        parts.append([c|dict(part=number, source=source, arch=_networks(c, cells)) for c in found])
+        parts.append([c|dict(part=number, source=source, arch=cells.networks(c['statement'])) for c in found])
     verdict = combine_verdicts([[c['verdict'] for c in found] for found in parts])
     return dict(verdict=verdict, comparisons=sum(parts, []), missing=missing)
 
@@ -105,12 +117,7 @@ def _parts_at(claim, place):
         if place.data in part.get('places',(place.data,)): here.append(part)
     return here
 
-def _networks(comparison, cells):
-    "Return the networks of the cells that a comparison names."
-    named = [cells.archs[label] for label in cells.archs if label in comparison['statement']]
-    return tuple(sorted(set().union(*named)-{''}))
-
-# %% ../nbs/benchmark/64c_ledger.ipynb #5b5b93a8
+# %% ../nbs/benchmark/64c_ledger.ipynb #828e4f1e
 def judge_all(
     folder, # where rows are kept
 ) -> pd.DataFrame: # one row per claim and place; `comparisons` holds what the verdict follows from
@@ -150,7 +157,7 @@ def _reason(claim, found):
     more = f" and {len(found['missing'])-2} more" if len(found['missing'])>2 else ''
     return f'no rows for {some}{more}' if some else 'made for other places'
 
-# %% ../nbs/benchmark/64c_ledger.ipynb #01900733
+# %% ../nbs/benchmark/64c_ledger.ipynb #f7d2e6b2
 def seen_places(
     judged:pd.DataFrame, # from `judge_all`
 ) -> list:               # of `Place`
@@ -180,7 +187,7 @@ def _line(claim, mine, seen):
         line[f'{place.name}: ours'] = '; '.join(filter(None, about)) if at.text else ''
     return line
 
-# %% ../nbs/benchmark/64c_ledger.ipynb #9d17ea75
+# %% ../nbs/benchmark/64c_ledger.ipynb #f2939375
 def write_ledger(
     table:pd.DataFrame, # from `ledger`
     path,               # `pca_nb/data/ledger.csv`

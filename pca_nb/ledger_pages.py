@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERDICT_COLORS', 'LETTERS', 'IN_README', 'plot_claims', 'section_table', 'findings', 'changes']
 
-# %% ../nbs/benchmark/64d_ledger_pages.ipynb #82979e9f
+# %% ../nbs/benchmark/64d_ledger_pages.ipynb #a849d842
 import matplotlib.pyplot as plt, pandas as pd
 from .evidence import places
 from .ledger import place_columns, seen_places
@@ -13,7 +13,7 @@ from .paper import read_claims
 from .verdicts import VERDICTS
 from .viz import figure_text, styled, WIDTH
 
-# %% ../nbs/benchmark/64d_ledger_pages.ipynb #ea1d563e
+# %% ../nbs/benchmark/64d_ledger_pages.ipynb #f8461fc4
 VERDICT_COLORS = dict(zip(VERDICTS, ('#0173b2','#d55e00','#ece5c8','#ffffff'))) # told apart by any eye, and in grey
 LETTERS = dict(zip(VERDICTS, ('H','R','U','·')))
 
@@ -62,7 +62,7 @@ def _frame_of(ax, seen, height):
     marks = [plt.Rectangle((0,0), 1, 1, fc=VERDICT_COLORS[v], ec='#bbbbbb') for v in VERDICTS]
     ax.figure.legend(marks, [f'{LETTERS[v]}  {v}' for v in VERDICTS], loc='outside lower center', ncols=4, fontsize=8)
 
-# %% ../nbs/benchmark/64d_ledger_pages.ipynb #b968ad75
+# %% ../nbs/benchmark/64d_ledger_pages.ipynb #7cd6c88b
 def section_table(
     table:pd.DataFrame, # from `ledger`
     section:str,        # 'Pruning rules'
@@ -88,7 +88,7 @@ def _here(table, line):
 
 def _short_name(line): return line.shown.split('_')[0]
 
-# %% ../nbs/benchmark/64d_ledger_pages.ipynb #802f29b6
+# %% ../nbs/benchmark/64d_ledger_pages.ipynb #8918a1b8
 IN_README = (18, 14, 28, 'A', 2, 43) # claims that most readers will ask for
 
 def findings(
@@ -127,7 +127,7 @@ def _main_places(table):
         if tested>best.get(place.data, (0,None))[0]: best[place.data] = (tested, place)
     return [place for _,place in best.values()]
 
-# %% ../nbs/benchmark/64d_ledger_pages.ipynb #58e88959
+# %% ../nbs/benchmark/64d_ledger_pages.ipynb #fcbd1d2a
 def changes(
     judged:pd.DataFrame, # from `judge_all`
     before:list,         # of dict: `no`, `place`, `verdict`, `said`, `notebook`; `now`, `why` for the first ledger

@@ -6,7 +6,7 @@
 __all__ = ['VERDICTS', 'KINDS', 'verdict_of', 'combine_verdicts', 'Cells', 'read_sum', 'contrast', 'statements',
            'judge_part']
 
-# %% ../nbs/benchmark/64b_verdicts.ipynb #fc6e51d1
+# %% ../nbs/benchmark/64b_verdicts.ipynb #87135238
 import re
 from itertools import product
 
@@ -14,7 +14,7 @@ import pandas as pd
 from .core import lookup, Refused
 from .stats import mean_interval, rank_correlation
 
-# %% ../nbs/benchmark/64b_verdicts.ipynb #b264ff9f
+# %% ../nbs/benchmark/64b_verdicts.ipynb #2aceed74
 VERDICTS = ('holds','reversed','undecided','not testable here')
 
 def verdict_of(
@@ -38,7 +38,7 @@ def combine_verdicts(
     if not held and 2*against>=len(every): return 'reversed'
     return 'undecided'
 
-# %% ../nbs/benchmark/64b_verdicts.ipynb #24951c1e
+# %% ../nbs/benchmark/64b_verdicts.ipynb #abd9558b
 class Cells:
     "Numbers by name, budget and seed."
     def __init__(
@@ -58,17 +58,27 @@ class Cells:
         "Return a name's numbers, one row per seed, or a constant; `None` where there are none."
         if name=='chance': return self.chance
         if re.fullmatch(r'[\d.]+', name): return float(name)
-        if name.startswith('@'): return self._mean_of(name[1:], ipc)
+        if name.startswith('@'): return self._mean_of(name, ipc)
         return self.found.get((name, ipc))
+
+    def members(self, name) -> list:
+        "Return the names that a name stands for: itself, or the methods of a group under the same labels."
+        if not name.startswith('@'): return [name]
+        group,*labels = name[1:].split(', ')
+        return [', '.join([method,*labels]) for method in lookup(self.groups, group, 'group')]
+
+    def networks(self, statement) -> tuple:
+        "Return the networks of the names in a statement."
+        names = re.split(r' [-+<>|=] | falls with |: IPC ', re.sub(r'[\d.]+\*', '', statement))
+        found = [self.archs.get(member, set()) for name in names for member in self.members(name)]
+        return tuple(sorted(set().union(*found)-{''}))
 
     def _mean_of(self, name, ipc):
         "Return the mean of a group's members, seed by seed."
-        group,*labels = name.split(', ')
-        members = [', '.join([method,*labels]) for method in lookup(self.groups, group, 'group')]
-        made = [self.found[method,ipc] for method in members if (method,ipc) in self.found]
+        made = [self.found[method,ipc] for method in self.members(name) if (method,ipc) in self.found]
         return pd.concat([m.value for m in made], axis=1).dropna().mean(axis=1).to_frame('value') if made else None
 
-# %% ../nbs/benchmark/64b_verdicts.ipynb #3c2e54c2
+# %% ../nbs/benchmark/64b_verdicts.ipynb #558ad769
 def read_sum(
     text:str, # names, joined by ' + ' and ' - ', with factors: '0.1*random + chance'
 ) -> list:    # (factor, name)
@@ -103,7 +113,7 @@ def _add_ranges(measured, constant):
         total['hi'] += ends[1]
     return total
 
-# %% ../nbs/benchmark/64b_verdicts.ipynb #75dace9a
+# %% ../nbs/benchmark/64b_verdicts.ipynb #3d201b91
 def _at(cells, statement, ipc, terms, judge=verdict_of):
     "Return one comparison in a list, or an empty list where a cell is missing."
     found = contrast(cells, terms)
@@ -160,7 +170,7 @@ def _value(cells, statement, part):
         found += _at(cells, f'{statement} = {printed}', int(ipc), terms, judge)
     return found
 
-# %% ../nbs/benchmark/64b_verdicts.ipynb #d50f922c
+# %% ../nbs/benchmark/64b_verdicts.ipynb #38279ba8
 def _rivals(cells, statement, part):
     "Yield at every budget the comparisons with each rival that has cells there."
     sign = '<' if ' < ' in statement else '>'
@@ -206,12 +216,13 @@ def _rank(cells, statement, part):
         both = pd.concat([a.value, b.value], axis=1).dropna()
         rho = rank_correlation(both.iloc[:,0], both.iloc[:,1])
         sign = dict(delta=-rho['rho'], lo=-rho['hi'], hi=-rho['lo'], n=rho['n'])
-        found.append(dict(statement=statement, ipc=ipc)|sign|dict(verdict=verdict_of(sign['lo'], sign['hi'])))
+        verdict = verdict_of(sign['lo'], sign['hi'])
+        found.append(dict(statement=statement, ipc=ipc)|sign|dict(verdict=verdict, unit='')) # a correlation has none
     return found
 
 KINDS = dict(order=_order, rises=_rises, within=_within, first=_first, most=_most, rank=_rank, value=_value)
 
-# %% ../nbs/benchmark/64b_verdicts.ipynb #3818741e
+# %% ../nbs/benchmark/64b_verdicts.ipynb #464e6110
 def statements(
     part:dict,   # `of`, and `each`: word -> what it stands for
     labels=(),   # names of cells, for '{arch}'
