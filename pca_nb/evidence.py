@@ -216,7 +216,7 @@ def _relabel(place, folder, tables):
     "Return processor milliseconds per batch: writing, and everything else; a place has the size of its images."
     t = pd.DataFrame(json.loads((Path(folder)/'relabel.json').read_text())['rows'])
     classes = DATASETS[place.data].n_classes
-    t = t[(t['size']==place.size)&(t.classes==classes)&(place.data in ('imagenet','cifar10'))]
+    t = t[(t['size']==place.size)&(t.classes==classes)&(place.data in ('imagenet','cifar10'))&(place.arch=='')]
     lines = []
     for (form,arch),of in t.groupby(['format','arch']):
         for what,some in (('write',of[of.operation=='write']), ('rest',of[of.operation!='write'])):
@@ -225,7 +225,7 @@ def _relabel(place, folder, tables):
 
 def _formula(place, folder, tables):
     "Return GiB of one training's soft labels on ImageNet, 300 epochs, by the field's format."
-    if place.data!='imagenet': return _ranges([])
+    if (place.data,place.arch)!=('imagenet',''): return _ranges([])
     sizes = {('labels',ipc): fkd_bytes(300*1000*ipc, 1000)/2**30 for ipc in (10,50,100)}
     sizes['labels of ImageNet-21K-P',20] = fkd_bytes(300*10450*20, 10450)/2**30
     return _ranges([(label, ipc, gib, gib, gib, '') for (label,ipc),gib in sizes.items()])
