@@ -47,6 +47,7 @@ def _means_of(c):
     if c['source']!='top-1' or not c.get('sides'): return ''
     return ' against '.join(f'{mean:.1f} ± {std:.1f}' for mean,std in c['sides'])+', '
 
+# %% ../nbs/benchmark/64c_ledger.ipynb #b1a10030
 def _note(c):
     "Return who decided a comparison with several rivals."
     if 'share' in c: return f" ({c['share']})"
@@ -71,6 +72,7 @@ def count_text(
     words = {'holds':'hold', 'reversed':'reversed', 'undecided':'undecided'}
     return ', '.join(f'{list(verdicts).count(v)} {word}' for v,word in words.items() if v in verdicts)
 
+# %% ../nbs/benchmark/64c_ledger.ipynb #b1a10032
 def display_statement(
     text:str, # 'pca - @noise, soft > random'
 ) -> str:
