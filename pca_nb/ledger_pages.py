@@ -40,6 +40,7 @@ def plot_claims(
     _frame_of(ax, seen, y)
     return fig
 
+# %% ../nbs/benchmark/64d_ledger_pages.ipynb #b1a10041
 def _square(ax, x, y, found):
     "Draw one verdict."
     color = VERDICT_COLORS[found.verdict]
@@ -117,6 +118,7 @@ def _counted(table):
             f"{kinds['reversed']} are reversed somewhere and hold nowhere, {kinds['other']} are undecided or mixed, "
             f"{kinds['none']} not testable here: [all, with intervals](experiments/claims.ipynb).")
 
+# %% ../nbs/benchmark/64d_ledger_pages.ipynb #b1a10043
 def _sentence(table, line):
     "Return one claim with its verdict on every data set."
     by_verdict = {}

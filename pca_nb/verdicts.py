@@ -140,6 +140,7 @@ def _near(margin):
         return 'reversed' if lo>margin or hi<-margin else 'undecided'
     return judge
 
+# %% ../nbs/benchmark/64b_verdicts.ipynb #b1a10045
 def _order(cells, statement, part):
     "Compare two sums at every budget."
     slack = part.get('slack', 0)
@@ -206,6 +207,7 @@ def _most(cells, statement, part):
         found.append(middle|dict(verdict=verdict, share=share))
     return found
 
+# %% ../nbs/benchmark/64b_verdicts.ipynb #b1a10047
 def _rank(cells, statement, part):
     "Ask whether one quantity falls as another rises, over things that have both."
     falling,rising = statement.split(' falls with ')

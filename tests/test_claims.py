@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from scipy.stats import ttest_rel
 
 from pca_nb.evidence import places, stored_rows
 from pca_nb.ledger import judge_all, judge_claim, ledger, place_columns, read_ledger, write_ledger
@@ -122,6 +123,12 @@ def test_differences_are_taken_within_a_seed():
     a, b = (10, 40, 70), (8, 38.5, 67.5)
     assert judge_part(ORDER, cells(a_10=a, b_10=b))[0]['verdict'] == HOLDS
     assert judge_part(ORDER, cells(a_10=a, b_10=b[::-1]))[0]['verdict'] == UNDECIDED
+
+
+def test_the_interval_is_that_of_a_paired_test():
+    found = judge_part(ORDER, cells(a_10=HIGH, b_10=WIDE))[0]
+    scipys = ttest_rel(HIGH, WIDE).confidence_interval(.95)
+    assert [found['lo'], found['hi']] == pytest.approx([scipys.low, scipys.high])
 
 
 def test_measurements_without_seeds_use_their_range():
