@@ -14,8 +14,6 @@ from .imageset import ImageSet
 from .datasets import DATASETS, load_data
 from .result_store import ResultStore
 from .stats import mark_soft_rows
-from .html_report import write_report
-from .ledger import judge_all, ledger, read_ledger
 
 # %% ../nbs/app/77_api.ipynb #9c84fc8d
 def read_rows(
@@ -57,6 +55,7 @@ def report(
     title:str='',    # heading
 ) -> Path:
     "Write a self-contained HTML page from rows of a benchmark."
+    from pca_nb.html_report import write_report # here, so that rows are read, or refused, without matplotlib
     frame = one_table(rows if isinstance(rows, pd.DataFrame) else read_rows(rows), data)
     name = frame.data.iloc[0]
     if full is None and name in DATASETS: full = load_data(name, 'train', int(frame['size'].iloc[0]))
@@ -70,6 +69,7 @@ def claims(
     results=None,  # a folder of rows, such as `nbs/results`; default: the ledger of this version
 ) -> pd.DataFrame: # one row per claim: `says`, `paper`, `tested`, `shown`, `reason`; per place a verdict and `: ours`
     "Return the paper's claims with what our rows say of each."
+    from pca_nb.ledger import judge_all, ledger, read_ledger # here, for commands that have nothing to do with it
     if results is not None and not Path(results).is_dir():
         raise Refused(f'no folder of rows at {results}', 'leave it out for the ledger of this version')
     table = read_ledger() if results is None else ledger(judge_all(results))

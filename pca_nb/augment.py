@@ -93,12 +93,13 @@ def draw_view(
     size,           # (H,W) of the stored images
     aug:AugmentCfg, # the constants
     grid:int=1,     # cells along each axis of the stored images
-    g:torch.Generator|None=None, # on `device`
+    g=None,         # `torch.Generator` on `device`; or a list, one for each batch
     device='cpu',
 ) -> ViewParams:    # of the images of all batches
     "Draw crops, flips, cells and mixing of a batch; 'extract' crops inside one random cell (paper Sec. 4.2.2)."
     lengths = [n] if isinstance(n, int) else n
-    drawn = [_view_numbers(m, aug, grid, g, device) for m in lengths]
+    streams = g if isinstance(g, list) else [g]*len(lengths)
+    drawn = [_view_numbers(m, aug, grid, stream, device) for m,stream in zip(lengths, streams)]
     def joined(name, dim=0): return torch.cat([d[name] for d in drawn], dim)
     flip = joined('flip')<aug.flip
     if 'cell' in drawn[0]: box = cell_boxes(joined('cell'), grid, size)

@@ -20,6 +20,7 @@ from .protocols import N_TRAIN, protocol_for
 from .methods import METHODS
 from .runs import run_cfg
 from .result_store import ResultStore
+from .budget import as_budget
 from .grid import process_pool, run_grid
 from .workload import Workload, grid_workload
 from .defaults import default_arch, warn_if_slow
@@ -137,10 +138,11 @@ class Benchmark(BenchmarkPlan):
         "Return what has to be trained for the rows that are missing."
         missing = (store or self.store).missing([c for _,c in self.runs])
         return grid_workload(missing, self.data.n_classes, self.data.n_full)
-    def run(self, store=None, workers:int=1) -> pd.DataFrame: # `ResultStore.frame`
+    def run(self, store=None, workers:int=1, minutes=None) -> pd.DataFrame: # `ResultStore.frame`
         "Make the rows that are missing, in this process or in several, and read the others."
         cfgs = [c for _,c in self.runs]
-        return run_in_processes(cfgs, store or self.store, self.home, workers, self.data.sources, self.device)
+        where = self.home, workers, self.data.sources, self.device
+        return run_in_processes(cfgs, store or self.store, *where, minutes)
 
 # %% ../nbs/app/76_benchmarking.ipynb #8fa5f1a5
 def run_in_processes(
@@ -150,13 +152,15 @@ def run_in_processes(
     workers:int=1,      # processes, one thread each; 0 = one per core, 1 = this process
     sources:dict|None=None, # as in `run_grid`
     device=None,        # `None`: `pick_device`
+    minutes=None,       # time that it may take from now on, or a `Budget`; `None`: no limit
 ) -> pd.DataFrame:      # `ResultStore.frame`
     "Run a grid in as many processes as wanted; Ctrl-C ends them all."
     sources = sources or {}
+    budget = as_budget(minutes)
     missing = len(store.missing(cfgs))
-    if missing<2 or workers==1: return run_grid(cfgs, store, home, sources, device=device)
+    if missing<2 or workers==1: return run_grid(cfgs, store, home, sources, device=device, minutes=budget)
     with process_pool(min(workers, missing) if workers else 0) as pool:
-        try: return run_grid(cfgs, store, home, sources, pool, device)
+        try: return run_grid(cfgs, store, home, sources, pool, device, budget)
         except KeyboardInterrupt:
             for p in list(pool._processes.values()): p.terminate() # what they had done is on the disk
             raise
@@ -170,7 +174,10 @@ def benchmark(
     seeds:int=3,     # runs per cell
     home=None,       # folder for rows, scores and checkpoints; `None`: `runs_dir`
     workers:int=1,   # processes, one thread each; 0 = one per core; methods defined in a notebook need 1
+    minutes=None,    # time that it may take from now on, or a `Budget`; `None`: no limit
     **options,       # further fields of `Benchmark`: recipes, size, arch, factor, shrink, device, scale
 ) -> pd.DataFrame:   # one row per run: method, ipc, seed, top1 (%), …
     "Run a grid of methods, IPCs and seeds; rows that exist are read, interrupted runs go on."
-    return Benchmark(full, test, tuple(methods), tuple(ipc), seeds, home=home, **options).run(workers=workers)
+    budget = as_budget(minutes)
+    job = Benchmark(full, test, tuple(methods), tuple(ipc), seeds, home=home, **options)
+    return job.run(workers=workers, minutes=budget)

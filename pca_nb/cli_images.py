@@ -16,7 +16,7 @@ from typing import Annotated as A, Optional
 
 import typer
 from .terminal import FIRST, Commands, announced, complain, current_name, out, show
-from .cli_reading import damaged_list, option, read_images, Reading, reads, say_duplicates
+from .cli_reading import damaged_list, option, read_images, Reading, reads, say_duplicates, say_reading
 
 # %% ../nbs/app/80_cli_images.ipynb #0a530004
 app = typer.Typer(cls=Commands, add_completion=False, no_args_is_help=True, rich_markup_mode='markdown',
@@ -75,6 +75,7 @@ Near = A[bool, option("Look for near-duplicates too: the same picture saved agai
 @reads(Reading)
 def inspect_command(path:Place, size:Size=0, duplicates:Duplicates=None, near:Near=False, *, how):
     "Say what a place holds and how it would be read: splits, classes, sizes, damaged images, duplicates, memory."
+    say_reading(path, how.split)
     from pca_nb.inspection import inspect
     found = inspect(path, how.split, duplicates, near, how.strict, size=size or None, **how.options)
     for line in str(found).splitlines(): out.print(line)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Split', 'ImageColumn', 'LabelColumn', 'Config', 'SkipDamaged', 'Strict', 'TestSplit', 'Match', 'option',
-           'Reading', 'ReadingTest', 'reads', 'damaged_list', 'read_images', 'say_duplicates']
+           'Reading', 'ReadingTest', 'reads', 'damaged_list', 'say_reading', 'read_images', 'say_duplicates']
 
 # %% ../nbs/app/79_cli_reading.ipynb #56aa0003
 from dataclasses import dataclass, fields
@@ -83,6 +83,13 @@ def damaged_list(
     path.unlink(missing_ok=True)
     return path
 
+def say_reading(
+    data,    # what will be read, as it was typed
+    split='',# which part, if one was named
+):
+    "Say what is about to be read: it may take long, and so do the imports for it."
+    out.print(f'reading {data}{f", {split}" if split else ""}')
+
 def read_images(
     data:str,           # as `load_data` takes it
     size:int=0,         # pixels; 0 = the images' own
@@ -90,11 +97,13 @@ def read_images(
     how=None,           # `Reading`; `None`: its defaults
     damaged=None,       # from `damaged_list`
 ):                      # `ImageSet`
-    "Read images for a command."
+    "Read images for a command, after saying which."
+    how = how or Reading()
+    part = split or how.split
+    say_reading(data, part)
     from pca_nb.core import Refused
     from pca_nb.datasets import load_data
-    how = how or Reading()
-    s = load_data(data, split or how.split or 'train', size or None, damaged_file=damaged, **how.options)
+    s = load_data(data, part or 'train', size or None, damaged_file=damaged, **how.options)
     if isinstance(s.images.shape, tuple) and s.size[0]!=s.size[1]:
         raise Refused(f'{data}: images of {s.size} px are not square', 'give --size')
     if damaged and damaged.exists(): out.print(f'damaged images are listed in {damaged}')

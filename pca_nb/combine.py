@@ -8,14 +8,16 @@ __all__ = ['SHRINKS', 'shrink', 'Tiling', 'tile', 'combine', 'assign_to_cells', 
 
 # %% ../nbs/library/29_combine.ipynb #33719e70
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product
 
 import torch, torch.nn.functional as F
 from torch import Tensor
 from .core import lookup, Refused
-from .machine import thread_pool
+from .machine import keep_freed_memory, thread_pool
 from .progress import progress
 from .imageset import drop_soft, ImageSet
+from .decode import prefetch_batches
 from .resize import cell_boxes, cell_edges, crop_resize, resize_weights
 
 # %% ../nbs/library/29_combine.ipynb #e78b8bd2
@@ -25,18 +27,46 @@ def _least_squares_weights(big, small):
     enlarge = _weights(small, big) # E
     return torch.linalg.pinv(enlarge.double()).float()
 
+@lru_cache(64)
+def _kept_weights(weights, big, small, threads): # how many threads share the work changes the last bits of `pinv`
+    return weights(big, small)
+
 def _linear(images, size, weights):
     "Resize by one (small,big) matrix per axis."
-    rows,cols = (weights(big, small).to(images.device) for big,small in zip(images.shape[-2:], size))
+    threads = torch.get_num_threads()
+    rows,cols = (_kept_weights(weights, big, small, threads).to(images.device)
+                 for big,small in zip(images.shape[-2:], size))
     return (rows@images.float()@cols.mT).round().clamp(0,255).to(torch.uint8)
+
+def _lsq(images, size): return _linear(images, size, _least_squares_weights)
+
+# %% ../nbs/library/29_combine.ipynb #12a00013
+def _interleave(planes):
+    "Put (N,H,W) uint8 planes side by side, four at a time: (⌈N/4⌉,4,H,W) uint8, channels last."
+    words = planes[::4].int()
+    for c in (1,2,3):
+        some = planes[c::4]
+        words[:len(some)].add_(some, alpha=2**(8*c))
+    return words.view(torch.uint8).view(*words.shape, 4).permute(0,3,1,2)
+
+def _separate(pixels, n):
+    "Return the first `n` planes of what `_interleave` put side by side."
+    m,_,h,w = pixels.shape
+    words = pixels.permute(0,2,3,1).reshape(-1).view(torch.int32).view(m, h, w)
+    planes = torch.empty(n, h, w, dtype=torch.uint8)
+    for c in range(4):
+        some = planes[c::4]
+        some.copy_(words[:len(some)]) # the lowest byte
+        words >>= 8
+    return planes
 
 def _antialias(images, size):
     if images.device.type!='cpu':
         return F.interpolate(images.float(), size, mode='bilinear', antialias=True).round().to(torch.uint8)
     if 1 in size: return _linear(images, size, _weights) # torch's kernel is wrong at one pixel
-    return F.interpolate(images, size, mode='bilinear', antialias=True)
-
-def _lsq(images, size): return _linear(images, size, _least_squares_weights)
+    planes = images.flatten(0, 1)
+    small = F.interpolate(_interleave(planes), size, mode='bilinear', antialias=True)
+    return _separate(small, len(planes)).view(*images.shape[:2], *size)
 
 # %% ../nbs/library/29_combine.ipynb #12a00001
 SHRINKS = dict(antialias=_antialias, lsq=_lsq) # name -> shrink(images, (h,w))
@@ -64,12 +94,13 @@ class Tiling:
 def tile(
     cells,         # f² batches of whole images, each (B,3,H,W) uint8, row-major
     tiling:Tiling, # factor from 1 to H, and how to shrink
+    out:Tensor|None=None, # (B,3,H,W) uint8 to be filled; `cells` may then come one after the other
 ) -> Tensor:       # (B,3,H,W) uint8
     "Tile f×f whole images into each composite."
-    H,W = cells[0].shape[-2:]
+    if out is None: out = torch.empty_like(cells[0])
+    H,W = out.shape[-2:]
     y = cell_edges(H, tiling.factor)
     x = cell_edges(W, tiling.factor)
-    out = torch.empty_like(cells[0])
     for whole,(i,j) in zip(cells, product(range(tiling.factor), repeat=2)):
         cell = out[..., y[i]:y[i+1], x[j]:x[j+1]]
         cell.copy_(shrink(whole, cell.shape[-2:], tiling.shrink))
@@ -88,16 +119,27 @@ def _checked_factor(full, idx):
     cell_edges(min(full.size), f)
     return f
 
+_PER_CALL = 2**21 # bytes of images that a thread shrinks in one call: much for a call's own cost, little for a cache
+
+def _images_per_call(size, tiling):
+    "Return how many images are shrunk in one call: a multiple of four, or 1 where the last bit would depend on it."
+    in_integers = tiling.shrink=='antialias' and min(size)>=2*tiling.factor # no cell of one pixel
+    return 4*max(1, _PER_CALL//(4*3*size[0]*size[1])) if in_integers else 1
+
 def _tile_in_threads(out, full, idx, tiling):
-    "Fill `out`, one composite per task, its images read where they lie."
-    def fill(k, row): out[k:k+1] = tile([full.images[i:i+1] for i in row], tiling)
-    list(thread_pool().map(fill, range(len(idx)), progress(idx.tolist(), 'combining')))
+    "Fill `out`, some composites per task."
+    keep_freed_memory() # every call needs as much as the one before
+    n = _images_per_call(full.size, tiling)
+    def fill(part, rows): tile((full.images.index_select(0, i) for i in rows.T), tiling, part)
+    tasks = thread_pool().map(fill, out.split(n), idx.split(n))
+    for _ in progress(tasks, 'combining', -(-len(idx)//n)): pass
 
 def _tile_in_batches(out, full, idx, tiling):
     "Fill `out`, 64 composites at a time, for images on a GPU or behind a read."
-    for part,rows in zip(out.split(64), progress(idx.split(64), 'combining')):
-        images = full.images[rows.flatten()].view(*rows.shape, 3, *full.size)
-        part.copy_(tile(images.unbind(1), tiling))
+    rows = idx.split(64)
+    batches = prefetch_batches(full.images, [r.flatten() for r in rows], ahead=1)
+    for (_,images),part in zip(progress(batches, 'combining', len(rows)), out.split(64)):
+        tile(images.view(len(part), -1, 3, *full.size).unbind(1), tiling, part)
 
 # %% ../nbs/library/29_combine.ipynb #12a0000b
 def combine(

@@ -9,6 +9,7 @@ __all__ = ['MAX_JPEG_BYTES', 'MAX_RESIDENT_BYTES', 'to_rgb', 'center_crop_resize
 # %% ../nbs/library/06_decode.ipynb #7e11d261
 import io, math, os
 from collections import deque
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np, torch, torch.nn.functional as F
@@ -59,8 +60,6 @@ def center_crop_resize(
 _UNREADABLE = ( # what Pillow says of bad files; RuntimeError of an AVIF
     OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
 MAX_JPEG_BYTES = 2**28 # bytes; a JPEG file above this is not read whole
-try: from torchvision.io import ImageReadMode, decode_jpeg
-except ImportError: decode_jpeg = None # torchvision 0.29 announces that it will go; Pillow then does the same, slower
 
 def load_source(
     src, # path, bytes, or an object whose `read()` returns bytes
@@ -75,12 +74,18 @@ def _file_bytes(src):
     if isinstance(src, bytes): return src
     return Path(src).read_bytes() if Path(src).stat().st_size<MAX_JPEG_BYTES else b''
 
+@lru_cache
+def _jpeg_decoder():
+    "Return torchvision's decoder, imported at the first JPEG: that takes as long as torch itself."
+    try: from torchvision.io import decode_jpeg
+    except ImportError: return None # torchvision 0.29 announces that it will go; Pillow then does the same, slower
+    return partial(decode_jpeg, mode='RGB', apply_exif_orientation=True)
+
 def _jpeg(src):
     "Return the pixels of a JPEG, or `None` if Pillow should look at it."
-    if decode_jpeg is None: return None
-    try:
-        data = torch.frombuffer(bytearray(_file_bytes(src)), dtype=torch.uint8)
-        return decode_jpeg(data, ImageReadMode.RGB, apply_exif_orientation=True)
+    decode = _jpeg_decoder()
+    if decode is None: return None
+    try: return decode(torch.frombuffer(bytearray(_file_bytes(src)), dtype=torch.uint8))
     except (RuntimeError, ValueError): return None # damaged, or nothing to read
 
 # %% ../nbs/library/06_decode.ipynb #06a00009
@@ -155,7 +160,7 @@ def prefetch_batches(
 ):               # yields ((b,) positions, (b,3,H,W) uint8)
     "Yield batches of `images`, read ahead in the background if they must be read."
     if not isinstance(images, LazyImages):
-        for p in parts: yield p, images[p]
+        for p in parts: yield p, images.index_select(0, p) # copies whole images, `images[p]` byte by byte
         return
     flying = deque(images.start(p) for p in parts[:ahead])
     for i,p in enumerate(parts):

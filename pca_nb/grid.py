@@ -9,7 +9,7 @@ __all__ = ['DEMO', 'DEMO_SOFT', 'GridFiles', 'GridInputs', 'RunsFailed', 'Grid',
 # %% ../nbs/benchmark/60_grid.ipynb #f50c0d14
 import json, multiprocessing, os, shutil, time
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -29,6 +29,9 @@ from .method_setup import check_method
 from .runs import build_set, run_cfg, RunCfg
 from .result_store import ResultStore
 from .run import run_name, run_one, RunInputs
+from .groups import count_runs, device_here, find_groups, GroupFailed, make_rows
+from .timings import keep_timing, known_timings, machine_of
+from .budget import as_budget, Budget, do_in_time, grid_jobs, Schedule
 
 # %% ../nbs/benchmark/60_grid.ipynb #39a0f002
 class GridFiles:
@@ -138,24 +141,34 @@ class _Later(partial):
 
 def _work(job, items, executor, path, report=True, what='runs'):
     "Do a job for every item; collect failures and report them at the end."
-    jobs, failed, done = [], [], 0
+    jobs, failed, done = [], [], []
+    total = count_runs(items)
     try:
-        for item in items: jobs.append(executor.submit(job, item) if executor else _Later(job, item))
-        for item,pending in zip(items, progress(jobs, what, len(jobs))):
-            try:
-                pending.result()
-                done += 1
-            except (OSError, BrokenExecutor): raise # the others would meet it too
-            except Exception as e: failed.append((item, e))
+        with _told_how_far(done, total, path):
+            for item in items: jobs.append(executor.submit(job, item) if executor else _Later(job, item))
+            for item,pending in zip(items, progress(jobs, what, len(jobs))):
+                try:
+                    pending.result()
+                    done += [item]*count_runs([item])
+                except (OSError, BrokenExecutor): raise # the others would meet it too
+                except GroupFailed as e:
+                    failed += e.failed
+                    done += [None]*(count_runs([item])-len(e.failed))
+                except Exception as e: failed.append((item, e))
+    finally:
+        for pending in jobs: # has no effect on those that have ended
+            with suppress(Exception): pending.cancel()
+    if report and failed: _raise_failures(failed, total, path)
+
+@contextmanager
+def _told_how_far(done, total, path):
+    "Say how many runs a grid has finished, if a dead worker or Ctrl-C ends it."
+    try: yield
     except BrokenExecutor as e:
-        raise ChildProcessError(f"a worker died (killed, or out of memory) with {done} of {len(items)} runs seen to "
+        raise ChildProcessError(f"a worker died (killed, or out of memory) with {len(done)} of {total} runs seen to "
                                 f"finish: {_again(path)}; fewer workers need less memory") from e
     except KeyboardInterrupt as e:
-        raise KeyboardInterrupt(f"stopped with {done} of {len(items)} runs finished: {_again(path)}") from e
-    finally:
-        for pending in jobs[done+len(failed):]: # none, unless something ended the loop
-            with suppress(Exception): pending.cancel()
-    if report and failed: _raise_failures(failed, len(items), path)
+        raise KeyboardInterrupt(f"stopped with {len(done)} of {total} runs finished: {_again(path)}") from e
 
 def _again(path): return f"run it again, rows in {path} are kept and started runs resume from their checkpoints"
 
@@ -198,6 +211,41 @@ def _train_teacher(grid, job):
     cfg, teacher = job
     grid.trained(cfg, [teacher])
 
+# %% ../nbs/benchmark/60_grid.ipynb #59b00030
+def _work_through(grid, todo, store, executor, groups):
+    "Make every row: first what several of them need."
+    work = partial(_work, executor=executor, path=store.path)
+    by_scores = {grid.score_file(c): c for c in todo if c.scoring}
+    work(partial(_for_its_file, grid.scores), list(by_scores.values()), what='scoring runs')
+    # a run whose teacher or set failed will say so itself, the others go on
+    work(partial(_train_teacher, grid), _teacher_jobs(grid, todo), report=False, what='teachers')
+    by_set = {grid.set_file(c): c for c in todo if c.synthesis}
+    work(partial(_for_its_file, grid.synthetic_set), list(by_set.values()), report=False, what='sets')
+    work(partial(make_rows, grid, store=store), groups)
+
+def _groups(grid, cfgs, todo, together, executor):
+    "Return the missing runs, those of one shape together."
+    workers = getattr(executor, '_max_workers', 1)
+    return find_groups(cfgs, todo, device_here(grid.device), together, workers)
+
+def _work_in_time(grid, todo, store, executor, budget):
+    "Make the rows that a budget has time for, and say what is left."
+    kept = ResultStore(grid.home/'timings.jsonl')
+    done = []
+    with _told_how_far(done, len(todo), store.path):
+        machine = machine_of(executor, grid.device)
+        schedule = Schedule(grid_jobs(grid, todo, store), budget, known_timings(store, kept, machine))
+        with progress(todo, 'runs', len(todo)) as bar, closing(do_in_time(schedule, executor)) as ended:
+            for job in ended:
+                if job in schedule.failed: continue
+                if job.cfg is None: keep_timing(kept, Path(job.name).name, job.cost, schedule.took[job], machine)
+                else:
+                    done.append(job.cfg)
+                    bar.update(1)
+    schedule.close(len(todo), _again(store.path))
+    failed = schedule.failures()
+    if failed: _raise_failures(failed, len(todo)-len(budget.left), store.path)
+
 # %% ../nbs/benchmark/60_grid.ipynb #06b5b803
 class Grid(GridInputs):
     "A place where runs are made: scores, teachers, sets and checkpoints in one folder, on one device."
@@ -214,18 +262,17 @@ class Grid(GridInputs):
         cfgs,              # `RunCfg`s
         store:ResultStore, # where rows are kept
         executor:Executor|None=None, # runs the rows: anything with `submit`; `None`: this process
-    ) -> pd.DataFrame:     # `store.frame(cfgs)`
+        together:int=0,    # runs trained in step; 0 = as many as a GPU holds, none on a CPU; 1 = none
+        budget:Budget|None=None, # time that it may take; `None`: no limit
+    ) -> pd.DataFrame:     # `store.frame(cfgs)`: with a budget, the rows there are
         "Make the rows that are missing and read the others."
-        todo = _check_grid(self, cfgs, store, executor)
-        work = partial(_work, executor=executor, path=store.path)
-        by_scores = {self.score_file(c): c for c in todo if c.scoring}
-        work(partial(_for_its_file, self.scores), list(by_scores.values()), what='scoring runs')
-        # a run whose teacher or set failed will say so itself, the others go on
-        work(partial(_train_teacher, self), _teacher_jobs(self, todo), report=False, what='teachers')
-        by_set = {self.set_file(c): c for c in todo if c.synthesis}
-        work(partial(_for_its_file, self.synthetic_set), list(by_set.values()), report=False, what='sets')
-        work(partial(self.make_row, store=store), todo)
-        for c in cfgs: self.clear(c) # what runs left that were killed between their row and their end
+        if budget: budget.at_once(executor)
+        todo = _check_grid(self, budget.order(cfgs) if budget else cfgs, store, executor)
+        if budget: _work_in_time(self, todo, store, executor, budget)
+        else: _work_through(self, todo, store, executor, _groups(self, cfgs, todo, together, executor))
+        left = {c.key for c in store.missing(cfgs)} # by a budget
+        for c in cfgs: # what runs left that were killed between their row and their end
+            if c.key not in left: self.clear(c)
         return store.frame(cfgs)
 
 # %% ../nbs/benchmark/60_grid.ipynb #39a0f010
@@ -236,9 +283,12 @@ def run_grid(
     sources:dict|None=None, # data name -> (train, test) for `load_data`, when it is no key of `DATASETS`
     executor:Executor|None=None, # runs the rows: anything with `submit`; `None`: this process
     device=None,          # `None`: `pick_device`
-) -> pd.DataFrame:        # `rows.frame(cfgs)`
-    "Make the rows that are missing and read the others."
-    return Grid(home, sources, device).run(cfgs, rows, executor)
+    together:int=0,       # runs trained in step; 0 = as many as a GPU holds, none on a CPU; 1 = none
+    minutes=None,         # time that it may take from now on, or a `Budget`; `None`: no limit
+) -> pd.DataFrame:        # `rows.frame(cfgs)`: with `minutes`, the rows there are
+    "Make the rows that are missing and read the others; `rows.missing(cfgs)` are those that there was no time for."
+    budget = as_budget(minutes)
+    return Grid(home, sources, device).run(cfgs, rows, executor, together, budget)
 
 # %% ../nbs/benchmark/60_grid.ipynb #d8554654
 DEMO = ('random','forgetting-easyB','el2n-easyB','aum-easyB','ccs','pca')

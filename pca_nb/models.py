@@ -10,7 +10,7 @@ import threading
 from functools import partial
 from pathlib import Path
 
-import torch, torch.nn as nn, torchvision.models as tv
+import torch, torch.nn as nn
 from torch import Tensor
 from .core import generator, lookup, Refused
 
@@ -42,20 +42,25 @@ class ConvNet(nn.Sequential):
 # %% ../nbs/library/32_models.ipynb #a98d3e81
 SMALL_IMAGE_SIDE = 64 # pixels; at this size and below a network takes its small-image form
 
+def _torchvision(name, **options):
+    "Return a network of torchvision, which is imported for those only: that takes as long as torch itself."
+    from torchvision.models import get_model
+    return get_model(name, **options)
+
 def _resnet(name, n_classes, size):
-    net = getattr(tv, name)(num_classes=n_classes)
+    net = _torchvision(name, num_classes=n_classes)
     if size<=SMALL_IMAGE_SIDE:
         net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         net.maxpool = nn.Identity()
     return net
 
 def _mobile(name, n_classes, size):
-    net = getattr(tv, name)(num_classes=n_classes)
+    net = _torchvision(name, num_classes=n_classes)
     if size<=SMALL_IMAGE_SIDE: net.features[0][0].stride = (1,1)
     return net
 
 def _swin(n_classes, size):
-    if size>SMALL_IMAGE_SIDE: return tv.swin_v2_t(num_classes=n_classes)
+    if size>SMALL_IMAGE_SIDE: return _torchvision('swin_v2_t', num_classes=n_classes)
     from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
     return SwinTransformer([2,2], 96, [2,2,6,2], [3,6,12,24], [4,4], stochastic_depth_prob=.2, num_classes=n_classes,
                            block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2)
@@ -95,7 +100,7 @@ def _pretrained(name, n_classes, size):
     if n_classes!=1000 or size<=SMALL_IMAGE_SIDE:
         raise Refused(f"ImageNet weights have 1000 classes and a 224 px stem, asked for {n_classes} at {size} px",
                       "train a network instead")
-    return tv.get_model(name, weights='DEFAULT' if name=='swin_v2_t' else 'IMAGENET1K_V1')
+    return _torchvision(name, weights='DEFAULT' if name=='swin_v2_t' else 'IMAGENET1K_V1')
 
 # %% ../nbs/library/32_models.ipynb #38631fac
 def fill_weights(

@@ -18,14 +18,14 @@ def welch(
     b,    # numbers of the other, or `None`
 ) -> dict:# delta = mean(a)-mean(b), and its 95 % interval lo, hi; NaN where there are too few
     "Return the difference of two means with Welch's interval."
-    from scipy.stats import t
+    from scipy.special import stdtrit # quantiles of Student's t, without all of scipy.stats
     if b is None: return dict(delta=np.nan, lo=np.nan, hi=np.nan)
     delta = np.mean(a)-np.mean(b)
     if min(len(a), len(b))<2: return dict(delta=delta, lo=np.nan, hi=np.nan)
     va,vb = (np.var(v, ddof=1)/len(v) for v in (a,b))
     if va+vb==0: return dict(delta=delta, lo=delta, hi=delta)
     freedom = (va+vb)**2/(va**2/(len(a)-1)+vb**2/(len(b)-1)) # Welch–Satterthwaite
-    half = t.ppf(.975, freedom)*(va+vb)**.5
+    half = stdtrit(freedom, .975)*(va+vb)**.5
     return dict(delta=delta, lo=delta-half, hi=delta+half)
 
 # %% ../nbs/benchmark/61_stats.ipynb #b1a10002

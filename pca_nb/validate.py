@@ -64,19 +64,20 @@ class Validation:
         self.add_all('')
         self.model.train(was_training)
         if self.world>1: dist.all_reduce(self.sums)
-        return self._result()
+        return self._result(self.sums)
     def _add_all(self, _):
         "Go through the images and add NLL and hits to the sums; nothing is read from the device."
         memory_format = best_memory_format(self.model)
         for idx,images in prefetch_batches(self.data.images, self.steps):
             x = normalise(send(images, self.device), self.data.stats).contiguous(memory_format=memory_format)
             with autocast(self.device, self.dtype): logits = self.model(x)
-            _add(self.sums, send(self.data.labels[idx], self.device), logits.float())
-    def _result(self):
+            self._add(send(self.data.labels[idx], self.device), logits.float())
+    def _add(self, labels, logits): _add(self.sums, labels, logits)
+    def _result(self, sums):
         n = len(self.data)
-        per_class = 100*self.sums[2:]/self.counts.clamp(min=1)
-        hits = self.sums[2:].sum()
-        read = torch.cat([self.sums[:2], hits[None], per_class]).tolist() # the only wait for the device
+        per_class = 100*sums[2:]/self.counts.clamp(min=1)
+        hits = sums[2:].sum()
+        read = torch.cat([sums[:2], hits[None], per_class]).tolist() # the only wait for the device
         (nll, top5, right), per_class = read[:3], read[3:]
         return dict(top1=100*right/n, top5=100*top5/n, nll=nll/n, per_class=[round(v, 2) for v in per_class])
 

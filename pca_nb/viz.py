@@ -10,7 +10,7 @@ __all__ = ['WIDTH', 'COLORS', 'STYLE', 'use_style', 'styled', 'figure_text', 'sh
 import io
 from functools import wraps
 
-import ipywidgets, matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns
+import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from cycler import cycler
 from PIL import Image
 from matplotlib.patches import Rectangle
@@ -19,7 +19,9 @@ from .core import printable
 
 # %% ../nbs/library/04_viz.ipynb #b1d0e013
 WIDTH = 8.4 # inches at 100 dots per inch: no figure is wider
-COLORS = sns.color_palette('colorblind').as_hex() # for groups that are not methods
+COLORS = [ # for groups that are not methods: seaborn's 'colorblind', whose import would take scipy along
+    '#0173b2', '#de8f05', '#029e73', '#d55e00', '#cc78bc',
+    '#ca9161', '#fbafe4', '#949494', '#ece133', '#56b4e9']
 STYLE = { # matplotlib's settings in every figure
     'figure.dpi':         100,
     'axes.prop_cycle':    cycler(color=COLORS),
@@ -149,17 +151,19 @@ def _sheet(images, cols):
     rows = images.view(-1, cols, *images.shape[1:]) # (h,w,3,H,W)
     return rows.permute(0,3,1,4,2).flatten(0,1).flatten(1,2)
 
-class LiveImages(ipywidgets.VBox):
+class LiveImages:
     "A grid of images and a line of numbers, refreshed by every call."
     def __init__(self,
         rows:int=2,   # most rows shown
         cols:int=10,  # images per row
         side:int=64,  # pixels per image on the screen
     ):
+        import ipywidgets
         self.rows, self.cols, self.side = rows, cols, side
         self.picture = ipywidgets.Image(format='png')
         self.words = ipywidgets.Label()
-        super().__init__([self.picture, self.words])
+        self.board = ipywidgets.VBox([self.picture, self.words])
+    def _repr_mimebundle_(self, **kwargs): return self.board._repr_mimebundle_(**kwargs)
     def __call__(self,
         step:int,      # named in the line
         images:Tensor, # (B,3,H,W) uint8

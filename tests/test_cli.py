@@ -1,5 +1,6 @@
 "The main job from a shell, on folders as people have them."
 import csv
+import json
 import re
 import subprocess
 import sys
@@ -241,11 +242,12 @@ def test_compress_goes_on_where_it_was_stopped(teachers, tmp_path, here, monkeyp
     here(*words('whole'))
     terms, seen = distill._Loop.terms, []
 
-    def stops(self, batch, k):
+    def stops(self, batch, *inputs):
+        k = batch.k
         first = k not in seen
         seen.append(k)
         if k == 3 and first: raise KeyboardInterrupt
-        return terms(self, batch, k)
+        return terms(self, batch, *inputs)
     monkeypatch.setattr(distill, 'SAVE_EVERY', 0)
     monkeypatch.setattr(distill._Loop, 'terms', stops)
     resume = rf'^stopped: run it again to go on from {tmp_path}/small.v1.ckpt$'
@@ -368,3 +370,62 @@ def test_benchmark_all_are_the_papers_columns(tmp_path, here, monkeypatch):
             'rded: 0.5 s at ipc 1, 0.5 s at ipc 2 to make a set rows:') in out
     with pytest.raises(KeyError, match="unknown method 'everything'"):
         here('benchmark', '--methods', 'all,everything', '--home', tmp_path)
+
+
+LISTEN = """
+import contextlib, io, json, sys
+from pca_nb.cli import main
+
+class FirstLine(BaseException): "Ends a command."
+
+class Ear(io.StringIO):
+    def write(self, text):
+        super().write(text)
+        if text.strip(): raise FirstLine
+
+heard = {}
+for words in json.loads(sys.argv[1]):
+    sys.argv = ['pca-nb', *words]
+    ear = Ear()
+    with contextlib.redirect_stdout(ear), contextlib.redirect_stderr(ear), contextlib.suppress(FirstLine): main()
+    last = ear.getvalue().strip().splitlines()[-1] # before it rich says again what was interrupted
+    heard[words[0]] = last.strip(), sorted({m.partition('.')[0] for m in sys.modules})
+print(json.dumps(heard))
+"""
+AT_ONCE = {  # what a command says before it imports torch
+    '--help': ((), 'Usage: pca-nb'),
+    'inspect': (('digits', '--split', 'test'), 'reading digits, test')}
+SOON = {     # what the others say before they import more than torch and pandas
+    'report': (('ROWS', '--table', 't05', '--out', 'PLACE/x.html'), 'ROWS_IN_FILE'),
+    'table': (('t05', '--ipc', '1', '--rows', 'ROWS', '--home', 'PLACE'), '30 runs, 0 to make'),
+    'demo': (('--seeds', '1', '--home', 'PLACE'), '14 runs, 14 to make'),
+    'benchmark': (('PLACE/a', '--test', 'PLACE/b', '--home', 'PLACE'), 'reading PLACE/a'),
+    'score': (('digits', '--out', 'PLACE/s.npz'), 'reading digits'),
+    'compress': (('digits', '--out', 'PLACE/small'), 'reading digits'),
+    'evaluate': (('PLACE/a', '--test', 'digits'), 'reading PLACE/a'),
+    'train-teacher': (('digits', '--test', 'digits', '--out', 'PLACE/t.pt'), 'reading digits'),
+    'store-labels': (('PLACE/a', '--test', 'digits', '--teacher', 't.pt', '--out', 'PLACE/l'), 'reading PLACE/a'),
+    'speed': (('--quick', '--home', 'PLACE'), 'training')}
+COMPUTE = {'numpy', 'torch', 'pandas', 'PIL'}
+HEAVY = {'torchvision', 'sympy', 'sklearn', 'scipy', 'matplotlib', 'seaborn', 'IPython', 'ipywidgets', 'anywidget',
+         'plotly', 'datasets', 'kornia', 'distributed', 'fastcore'}
+
+
+def test_the_first_line_waits_for_no_import_that_it_does_not_need(tmp_path, clean_env):
+    "Seconds depend on the machine, so what is imported until then is counted; one process, so later ones inherit."
+    rows = str(rows_file('quick', Path(__file__).resolve().parents[1]/'nbs'/'results'))
+    n_rows = len(Path(rows).read_text().splitlines())
+    expected = {name: (words, line.replace('ROWS_IN_FILE', f'{n_rows} rows in ROWS'))
+                for name, (words, line) in (AT_ONCE | SOON).items()}
+    own = {c.name or c.callback.__name__ for c in cli.app.registered_commands}
+    assert own == set(expected)-{'--help'}   # a new command says its first line here too
+
+    def place(text): return text.replace('PLACE', str(tmp_path)).replace('ROWS', rows)
+    asked = [[name, *map(place, words)] for name, (words, _) in expected.items()]
+    r = subprocess.run([sys.executable, '-c', LISTEN, json.dumps(asked)], capture_output=True, text=True, env=clean_env)
+    assert r.returncode == 0, r.stderr
+    heard = json.loads(r.stdout)
+    for name, (_, line) in expected.items():
+        said, imported = heard[name]
+        too_much = HEAVY | COMPUTE if name in AT_ONCE else HEAVY
+        assert said.startswith(place(line)) and not too_much & set(imported), (name, said, too_much & set(imported))

@@ -306,7 +306,7 @@ def test_benchmark_reads_by_the_options_given(pets, tmp_path, shell):
     # the grid itself is tested elsewhere
     from pca_nb import cli
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(cli, 'run_announced', lambda cfgs, store, home, workers, data, device: seen.append(data))
+        m.setattr(cli, 'run_announced', lambda cfgs, store, home, workers, data, *_: seen.append(data))
         m.setattr(cli, 'show_benchmark', lambda *a: None)
         m.setattr(cli, 'say_cost_of_sets', lambda *a: None)
         shell(*words, '--skip-damaged')

@@ -1,14 +1,20 @@
 "Prune and combine against per-class loops."
+import io
+
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
+from PIL import Image
 
+from pca_nb import combine as combine_module
 from pca_nb.combine import assign_to_cells, combine, shrink, SHRINKS, split_cells, Tiling
 from pca_nb.core import generator
+from pca_nb.decode import LazyImages
 from pca_nb.imageset import ImageSet
 from pca_nb.pca import pca
 from pca_nb.prune import ccs, PRUNERS, take_easiest, take_hardest, water_fill
-from pca_nb.resize import cell_boxes
+from pca_nb.resize import cell_boxes, resize_weights
 
 
 def problem(seed, classes=3, n=60, ties=False):
@@ -79,6 +85,94 @@ def test_any_factor_and_size(f, S):
         for k, (t, left, h, w) in enumerate(boxes):
             one = full.images[out.index[n, k]][None]
             assert torch.equal(out.images[n, :, t:t + h, left:left + w], shrink(one, (h, w))[0])
+
+
+# ---- the same bytes as one image after the other ----
+def matrix(big, small, how):
+    if how == 'antialias': return resize_weights(torch.tensor([0]), torch.tensor([big]), big, small)[0]
+    enlarge = resize_weights(torch.tensor([0]), torch.tensor([small]), small, big)[0]
+    return torch.linalg.pinv(enlarge.double()).float()
+
+
+def plain_shrink(image, size, how):
+    "One image as torch shrinks it in planes; by products where it cannot, every matrix made anew."
+    if image.shape[-2:] == size: return image
+    if how == 'antialias' and 1 not in size: return F.interpolate(image, size, mode='bilinear', antialias=True)
+    rows, cols = (matrix(big, small, how) for big, small in zip(image.shape[-2:], size))
+    return (rows @ image.float() @ cols.mT).round().clamp(0, 255).to(torch.uint8)
+
+
+def one_by_one(images, idx, f, how):
+    "Composites as `combine` made them at first: every image by itself, on one thread of torch."
+    size, threads = images.shape[-2:], torch.get_num_threads()
+    out = torch.empty(len(idx), 3, *size, dtype=torch.uint8)
+    torch.set_num_threads(1)
+    for composite, row in zip(out, idx.tolist()):
+        for i, (t, left, h, w) in zip(row, cell_boxes(torch.arange(f*f), f, size).tolist()):
+            composite[:, t:t+h, left:left+w] = plain_shrink(images[i:i+1], (h, w), how)[0]
+    torch.set_num_threads(threads)
+    return out
+
+
+def random_set(H, W, n=23):
+    "Noise, black and white, and ramps, whose rounding differs most; one class shown."
+    g = generator(0, 'set', H, W)
+    x = torch.randint(256, (n, 3, H, W), generator=g)
+    x[:7] = (x[:7] > 127)*255
+    x[7:14] = (torch.arange(H)[:, None]*5+torch.arange(W)*3+x[7:14, :, :1, :1]) % 256
+    return ImageSet(x.to(torch.uint8), torch.zeros(n, dtype=torch.long), ('a', 'b'))
+
+
+CASES = [(f, side) for f in (1, 2, 3, 4, 5, 7) for side in ((8, 8), (17, 17), (32, 32), (33, 33), (30, 43), (64, 64))]
+
+
+@pytest.mark.parametrize('bytes_per_call', [1, 2**16, 2**21])
+@pytest.mark.parametrize('f, side', [*CASES, (2, (224, 224)), (3, (224, 224)), (4, (224, 224)), (2, (225, 223))])
+@pytest.mark.parametrize('n', [1, 11])
+def test_combining_gives_the_bytes_of_one_image_after_the_other(f, side, n, bytes_per_call, monkeypatch):
+    "Four planes side by side and many composites per call change no byte, in threads as behind a read."
+    monkeypatch.setattr(combine_module, '_PER_CALL', bytes_per_call)
+    full = random_set(*side)
+    idx = torch.randint(len(full), (n, f*f), generator=generator(n))
+    assert torch.equal(combine(full, idx).images, one_by_one(full.images, idx, f, 'antialias'))
+
+
+@pytest.mark.parametrize('f, side', CASES)
+def test_least_squares_gives_the_bytes_of_one_image_after_the_other(f, side):
+    full = random_set(*side)
+    idx = torch.randint(len(full), (11, f*f), generator=generator(1))
+    for _ in range(2):  # with weights made anew and with kept ones
+        assert torch.equal(combine(full, idx, 'lsq').images, one_by_one(full.images, idx, f, 'lsq'))
+
+
+@pytest.mark.parametrize('f', [1, 2, 3, 4])
+@pytest.mark.parametrize('n', [3, 130])
+def test_images_behind_a_read_give_the_same_composites(f, n):
+    def png(image):
+        file = io.BytesIO()
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, 'PNG')
+        return file.getvalue()
+    full = random_set(33, 33)
+    lazy = ImageSet(LazyImages([png(im) for im in full.images], 33), full.labels, full.classes)
+    idx = torch.randint(len(full), (n, f*f), generator=generator(2))
+    assert torch.equal(combine(lazy, idx).images, combine(full, idx).images)
+
+
+def test_no_composites_at_all():
+    assert combine(random_set(12, 12), torch.empty(0, 4, dtype=torch.long)).images.shape == (0, 3, 12, 12)
+
+
+@pytest.mark.parametrize('side', [(4, 4), (8, 6), (32, 32), (224, 64)])
+def test_halving_is_1_3_3_1_in_whole_numbers(side):
+    "Columns, then rows, each rounded half up; 3, 3, 1 at the ends: in doubles, nothing of torch's own resizing."
+    def halved(x):
+        inner = F.pad(x, (1, 1)).unfold(-1, 4, 2)
+        weights = torch.tensor([1., 3, 3, 1]).double().repeat(inner.shape[-2], 1)
+        weights[0, 0] = weights[-1, -1] = 0
+        return ((inner*weights).sum(-1)/weights.sum(-1)+.5).floor()
+    x = random_set(*side).images
+    want = halved(halved(x.double()).mT).mT.to(torch.uint8)
+    assert torch.equal(shrink(x, (side[0]//2, side[1]//2)), want)
 
 
 def test_shrinking_to_the_same_size_changes_nothing():

@@ -16,6 +16,7 @@ MADE = {  # file -> the command that makes it; `HOME` is a grid's folder, `--hom
     'chosen.json': f'`{MAKE}/f05_gallery_pca.py HOME`',
     'cifar10-w64.jsonl': 'an earlier stage (a network of width 64, one scoring run); no command of this version',
     'cifar10.jsonl': '`pca-nb table TABLE --scale cifar10 --rows nbs/results/cifar10.jsonl`',
+    'combining.json': f'`{MAKE}/combining.py`',
     'crop-clouds.npz': f'`{MAKE}/t13_crop_entropy.py clouds HOME DATA 0`',
     'digits-again.jsonl': '`pca-nb table TABLE --scale quick --rows nbs/results/digits-again.jsonl` for t05, t06, t07: '
                           'the rows of version 0.1 once more',
@@ -27,6 +28,7 @@ MADE = {  # file -> the command that makes it; `HOME` is a grid's folder, `--hom
     'entropy.jsonl': f'`{MAKE}/t13_crop_entropy.py STEP HOME DATA …`',
     'evaluators.json': f'`{MAKE}/evaluators.py`',
     'faults.json': '`python -m pytest --slow --tally nbs/results/faults.json`',
+    'first-line.json': f'`{MAKE}/first_line.py --before CHECKOUT`; the checkout is that of 2026-12-01',
     'gallery.npz': f'`{MAKE}/f09_galleries.py HOME`',
     'imagenette.jsonl': '`pca-nb table TABLE --scale imagenette --rows nbs/results/imagenette.jsonl`; for x01-size '
                         '`--scale imagenette32`, `imagenette64`, `imagenette128`',
