@@ -4,7 +4,7 @@ V := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(V)/python -m pytest -n 2 --dist worksteal
 SLOW := lab notebooks docs tutorials faults processes cli bench
 
-.PHONY: demo test quick lint lab export save readme map results docs
+.PHONY: demo test quick lint lab export save readme map results claims docs
 .DEFAULT_GOAL := test
 
 .venv/ok: settings.ini setup.py pyproject.toml
@@ -39,6 +39,12 @@ save: .venv/ok            ## run every notebook in a kernel and keep its outputs
 
 map: .venv/ok             ## the list of notebooks, from their titles
 	$(V)/python tools/map.py
+
+claims: .venv/ok          ## what the rows say of the paper's claims: the ledger, its page, and the README's findings
+	$(V)/python tools/claims.py
+	OMP_NUM_THREADS=1 $(V)/python tools/run.py --inplace nbs/experiments/claims.ipynb nbs/index.ipynb
+	$(V)/nbdev_clean
+	$(MAKE) readme
 
 results: .venv/ok         ## nbs/results/README.md: which command made each stored file, who reads it, on which machine
 	$(V)/python tools/results.py

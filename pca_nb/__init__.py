@@ -10,7 +10,7 @@ _HOMES = {  # name -> the module that defines it, imported when the name is firs
     'RECIPES': 'recipes', 'difficulty': 'scores', 'METHODS': 'methods', 'Method': 'methods',
     'inspect': 'inspection', 'score': 'compression', 'compress': 'compression',
     'evaluate': 'evaluation', 'train_teacher': 'evaluation', 'store_labels': 'evaluation',
-    'benchmark': 'benchmarking', 'report': 'api',
+    'benchmark': 'benchmarking', 'report': 'api', 'claims': 'api',
 }
 __all__ = list(_HOMES)
 

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['IPCS', 'PUBLISHED', 'COSTS', 'SUBSETS_BY_EL2N', 'PAPER_CROPS', 'SETTINGS', 'PAPER_RECIPES', 'CLAIMS',
-           'read_data', 'paper_values', 'recipe_settings', 'compare_with_paper']
+           'data_file', 'read_data', 'paper_values', 'recipe_settings', 'read_claims', 'compare_with_paper']
 
 # %% ../nbs/benchmark/63_paper.ipynb #8a0f7263
+import tomllib
 from importlib import resources
 
 import pandas as pd
@@ -16,11 +17,13 @@ from .stats import mean_texts
 # %% ../nbs/benchmark/63_paper.ipynb #d033ea38
 IPCS = (10, 50, 100)
 
+def data_file(name): return resources.files('pca_nb').joinpath('data', name)
+
 def read_data(
     name:str, # of a file in `pca_nb/data`
 ) -> pd.DataFrame:
     "Read a table that comes with the package."
-    with resources.files('pca_nb').joinpath('data', name).open(encoding='utf-8') as file: return pd.read_csv(file)
+    with data_file(name).open(encoding='utf-8') as file: return pd.read_csv(file)
 
 def _published():
     "Return (table, method) -> values at `IPCS` and their source; a lost value is `None`."
@@ -109,7 +112,11 @@ PAPER_RECIPES = { # column -> recipe, teachers
 }
 
 # %% ../nbs/benchmark/63_paper.ipynb #d5641c6f
-CLAIMS = dict(read_data('paper_claims.csv').itertuples(index=False)) # number -> the claim in one sentence
+def read_claims() -> dict: # 'claim': 57 claims with their parts, 'own': statements of ours, 'groups': of methods
+    "Read what the paper claims, and how it is tested."
+    return tomllib.loads(data_file('claims.toml').read_text(encoding='utf-8'))
+
+CLAIMS = {claim['no']: claim['says'] for claim in read_claims()['claim']} # number -> the claim in one sentence
 
 # %% ../nbs/benchmark/63_paper.ipynb #05724bf7
 def compare_with_paper(

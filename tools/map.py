@@ -21,7 +21,7 @@ def heading(path):
 def section(folder, title):
     "One table: a line per notebook."
     lines = [f'## {title}\n', '| notebook | |', '|---|---|']
-    for p in sorted((ROOT/'nbs'/folder).glob('*.ipynb')):
+    for p in sorted((ROOT/'nbs'/folder).glob('*.ipynb'), key=lambda p: (p.stem != 'claims', p.name)):
         name, about = heading(p)
         # a link inside of a subtitle would be one link in another
         about = re.sub(r'\[([^]]+)\]\([^)]*\)', r'\1', about).replace('|', '\\|')

@@ -49,7 +49,10 @@ MADE = {  # file -> the command that makes it; `HOME` is a grid's folder, `--hom
                              'x01-place `--scale tiny100`',
     'units.json': f'`{MAKE}/distill_units.py HOME`',
     'untrained.json': f'`{MAKE}/t20_noise.py`',
+    'verdicts-before.json': 'read off the tables of the experiment notebooks on 2026-12-01, reasons written by hand; '
+                            'no command',
 }
+JUDGED = {'entropy.jsonl', 'relabel.json', 'score-shapes.json', 'stages.json'}   # besides rows, claims are judged by
 INTRO = """# Stored results
 
 Every number of the notebooks and the README is read from one of these files.
@@ -96,6 +99,8 @@ def code(notebook):
 def reads(text, path):
     "Does a notebook's code name the file, or read rows of its data set?"
     if path.name in text:
+        return True
+    if 'judge_all(' in text and path.name in JUDGED | {f'{s.data}.jsonl' for s in SCALES.values()}:
         return True
     if path.name == 'entropy.jsonl':
         return 'read_entropy(' in text
