@@ -75,8 +75,9 @@ def time_distilling(
     setup:Setup,
 ) -> list: # of `Result`s
     "Time SRe2L's loop against the network's forward and backward passes."
-    resnet = dict(arch='resnet18', size=32, batch=50) if setup.on_cpu else dict(arch='resnet18', size=224, batch=100)
-    return [_pixel_row(setup, **of) for of in (dict(arch='convnet3-bn', size=32, batch=100), resnet)]
+    batch = setup.scale.pixel_batch
+    resnet = ('resnet18', 32, batch//2) if setup.on_cpu else ('resnet18', 224, batch)
+    return [_pixel_row(setup, *network) for network in (('convnet3-bn', 32, batch), resnet)]
 
 def _pixel_row(setup, arch, size, batch):
     "Return one row: SRe2L's loop on one network."
