@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAYER_KINDS', 'TARGETS', 'moments', 'MatchCfg', 'matched_layers', 'LayerStats', 'collect_stats',
-           'StatMatcher']
+           'StatMatcher', 'draw_counts', 'averages_state', 'load_averages']
 
 # %% ../nbs/library/48_statistics.ipynb #1869582d
 from dataclasses import dataclass
@@ -13,10 +13,12 @@ from functools import partial
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from .core import generator, lookup, Refused
+from .machine import send
 from .progress import progress
 from .imageset import ImageSet
 from .decode import prefetch_batches
 from .augment import apply_view, AugmentCfg, draw_view
+from .distributed import BATCH_NORMS
 
 # %% ../nbs/library/48_statistics.ipynb #3ab89672
 class _Moments(torch.autograd.Function):
@@ -53,10 +55,10 @@ def _by_patch(x, side):
     return x.reshape(B, rows*cols, C*side, side)
 
 # %% ../nbs/library/48_statistics.ipynb #19d17f9c
-LAYER_KINDS = dict(bn=nn.BatchNorm2d, conv=nn.Conv2d) # kind of layer -> its class
+LAYER_KINDS = dict(bn=BATCH_NORMS, conv=(nn.Conv2d,)) # kind of layer -> its classes
 
 def _own_target(layer, real):
-    if isinstance(layer, nn.BatchNorm2d): return layer.running_mean[None], layer.running_var[None]
+    if isinstance(layer, BATCH_NORMS): return layer.running_mean[None], layer.running_var[None]
     return real.all()
 
 def _class_target(layer, real): return real.of_class()
@@ -99,7 +101,7 @@ def matched_layers(
     kinds=('bn',), # keys of `LAYER_KINDS`
 ) -> list:         # (kind, module) in the order of `modules()`
     "Return the layers whose inputs are matched."
-    types = {lookup(LAYER_KINDS, kind, 'kind of layer'):kind for kind in kinds}
+    types = {cls:kind for kind in kinds for cls in lookup(LAYER_KINDS, kind, 'kind of layer')}
     return [(types[type(m)],m) for m in net.modules() if type(m) in types]
 
 class _Hooks:
@@ -174,9 +176,9 @@ def collect_stats(
     stats = []
     with _Hooks(net, match) as hooks:
         for idx,images in prefetch_batches(data.images, progress(order, 'measuring')):
-            labels = data.labels[idx.cpu()].to(device)
+            labels = send(data.labels[idx.cpu()], device)
             view = draw_view(len(idx), data.size, views, 1, g)
-            net(apply_view(images.to(device), view, data.stats))
+            net(apply_view(send(images, device), view, data.stats))
             seen = [hooks.seen[k] for k in range(len(hooks.layers))]
             if not stats: stats = [[_empty_stats(data.n_classes, m, match.momentum) for m,_ in parts] for parts in seen]
             for layer_stats,parts in zip(stats, seen):
@@ -224,11 +226,22 @@ def _distance(mean, var, expected, gamma):
         total = total+weight*far
     return total
 
-def _smooth(kept, where, now, alpha):
-    "Return the average over steps, with the gradient of the present alone, and keep it."
-    old = kept.get(where) or [s.detach() for s in now]
-    kept[where] = [alpha*o+(1-alpha)*s.detach() for o,s in zip(old, now)]
-    return [e+s-s.detach() for e,s in zip(kept[where], now)]
+class _Average:
+    "The averages over steps of some statistics: in the same places at every step, so that a recording finds them."
+    def __init__(self, shapes):
+        self.places = [torch.zeros_like(s) for s in shapes]
+        self.begun = self.places[0].new_zeros((), dtype=torch.bool) # whether a step has counted
+    def add(self, now, alpha, counts):
+        "Return the averages with this step, with its gradient alone, and keep them if it counts."
+        averages = []
+        for place,s in zip(self.places, now):
+            value = s.detach()
+            new = alpha*torch.where(self.begun, place, value)+(1-alpha)*value
+            place.copy_(new if counts is None else torch.where(counts, new, place))
+            averages.append(new+s-value)
+        if counts is None: self.begun.fill_(True)
+        else: self.begun.logical_or_(counts)
+        return averages
 
 # %% ../nbs/library/48_statistics.ipynb #fdd0c5ba
 class StatMatcher(_Hooks):
@@ -242,30 +255,64 @@ class StatMatcher(_Hooks):
         if 'bn' in match.kinds: _check_batchnorm(net, type(net).__name__)
         if match.needs_data and real is None:
             raise Refused('these targets come from real images', fix='give what `collect_stats` returns')
-        self.match, self.ema = match, {}
+        self.match = match
+        self.averages = {} # (layer, way to measure it) -> `_Average`
         self.targets = [_targets(layer, real[k] if real else [None], match) for k,(_,layer) in enumerate(self.layers)]
     def loss(self,
         labels:Tensor,      # (B,) int64
         groups:Tensor|None=None, # (B,) int64 from 0: independent batches in this one; `None`: all are one
-        g:torch.Generator|None=None, # draws which conv layers are left out
     ) -> Tensor:            # scalar, summed over groups; smaller = nearer to the real statistics
-        "Return the distance of the last forward pass from the targets."
+        "Return the distance of the last forward pass from the targets, with every layer."
+        return self.distance(self.expect(labels, groups))
+    def expect(self, labels, groups=None): # as of `loss`
+        "Return what is expected of batches with these labels, for `distance`."
         share = _share_of_groups(torch.zeros_like(labels) if groups is None else groups)
-        kept = self._kept(g)
+        return share, [[_for_groups(targets, labels, share) for targets in parts] for parts in self.targets]
+    def distance(self,
+        expected,           # from `expect`
+        counts:Tensor|None=None, # (layers,) bool on the device, from `draw_counts`; `None`: every layer counts
+    ) -> Tensor:            # as of `loss`
+        "Return the distance of the last forward pass from what is expected; a recording can repeat it."
+        share, targets = expected
         total = share.new_zeros(())
         for k,parts in self.seen.items():
-            if not kept[k]: continue
+            its = None if counts is None else counts[k]
             factor = self.match.first if k==0 else 1.
             for part,(m,q) in enumerate(parts):
                 mean = share.to(m)@m
-                var = share.to(m)@q-mean**2
-                if self.match.ema: mean, var = _smooth(self.ema, (k,part), (mean,var), self.match.ema)
-                expected = _for_groups(self.targets[k][part], labels, share)
-                total = total+factor*_distance(mean, var, expected, self.match.var)
+                now = mean, share.to(m)@q-mean**2
+                if self.match.ema: now = self._average((k,part), now, its)
+                far = factor*_distance(*now, targets[k][part], self.match.var)
+                total = total+(far if its is None else far*its)
         self.seen.clear()
         return total
-    def _kept(self, g):
-        "Draw which layers count in this step."
-        if not self.match.drop: return [True]*len(self.layers)
-        drawn = torch.rand(len(self.layers), generator=g)>=self.match.drop
-        return [kind!='conv' or bool(keep) for (kind,_),keep in zip(self.layers, drawn)]
+    def _average(self, where, now, counts):
+        if where not in self.averages: self.averages[where] = _Average(now)
+        return self.averages[where].add(now, self.match.ema, counts)
+
+# %% ../nbs/library/48_statistics.ipynb #48a00002
+def draw_counts(
+    matcher:StatMatcher,
+    g:torch.Generator, # of the step
+) -> Tensor:           # (layers,) bool on the CPU, or `None` if no layer is ever left out
+    "Draw which layers count in a step."
+    drop = matcher.match.drop
+    if not drop: return None
+    always = torch.tensor([kind!='conv' for kind,_ in matcher.layers])
+    return always|(torch.rand(len(always), generator=g)>=drop)
+
+def averages_state(matcher) -> dict:
+    "Return the averages over steps that a matcher has begun, for a checkpoint."
+    return {where:average.places for where,average in matcher.averages.items() if average.begun}
+
+def load_averages(
+    matcher:StatMatcher,
+    state:dict, # from `averages_state`
+    device,     # of the network
+):
+    "Take up averages over steps, in the places where they lie."
+    for where,values in state.items():
+        there = _Average([value.to(device) for value in values])
+        average = matcher.averages.setdefault(where, there)
+        for place,value in zip(average.places, values): place.copy_(value)
+        average.begun.fill_(True)

@@ -21,7 +21,7 @@ from .imageset import ImageSet
 from .recipes import OPTIMIZERS, Recipe
 from .distributed import _gather, _in_step, init_distributed, on_rank_zero
 from .checkpoints import load_checkpoint, out_of_memory, save_checkpoint
-from .recording import pick_recorder, Repeated
+from .recording import own_stream, pick_recorder, Repeated
 from .validate import autocast, best_memory_format, Validation
 from .objective import batch_loss, LabelSource, param_groups
 from .chunks import EpochViews, split
@@ -78,17 +78,8 @@ class Trainer:
         "Leave the process's random numbers as they were."
         cuda = self.device.type=='cuda'
         if cuda and self.device.index is not None: torch.cuda.set_device(self.device)
-        with torch.random.fork_rng(devices=[self.device] if cuda else []), self._own_stream(): yield
-    @contextmanager
-    def _own_stream(self):
-        "Queue the work of a GPU on a stream of its own, as recordings need it."
-        if self.device.type!='cuda' or not self.recorder: return (yield)
-        before = torch.cuda.current_stream(self.device)
-        own = torch.cuda.Stream(self.device)
-        own.wait_stream(before)
-        try:
-            with torch.cuda.stream(own): yield
-        finally: before.wait_stream(own)
+        kept = torch.random.fork_rng(devices=[self.device] if cuda else [])
+        with kept, own_stream(self.device, self.recorder): yield
 
 # %% ../nbs/library/38_train.ipynb #6803af81
 def _start(run, test):
@@ -136,8 +127,8 @@ def _resume(run):
 def _load_optimizer(opt, state):
     "Take up an optimiser's state, but keep what belongs to this device, on which it may not have been written."
     own = [{k:group[k] for k in ('lr','fused','capturable') if k in group} for group in opt.param_groups]
-    opt.load_state_dict(state)
-    for group,kept in zip(opt.param_groups, own): group.update(kept)
+    groups = [saved|kept for saved,kept in zip(state['param_groups'], own)]
+    opt.load_state_dict(state|dict(param_groups=groups))
 
 def _save(run):
     "Write a checkpoint; the first process does."

@@ -269,11 +269,12 @@ def test_compress_goes_on_where_it_was_stopped(teachers, tmp_path, here, monkeyp
     here(*words('whole'))
     terms, seen = distill._Loop.terms, []
 
-    def stops(self, batch, k):
+    def stops(self, batch, *inputs):
+        k = batch.k
         first = k not in seen
         seen.append(k)
         if k == 3 and first: raise KeyboardInterrupt
-        return terms(self, batch, k)
+        return terms(self, batch, *inputs)
     monkeypatch.setattr(distill, 'SAVE_EVERY', 0)
     monkeypatch.setattr(distill._Loop, 'terms', stops)
     resume = rf'^stopped: run it again to go on from {tmp_path}/small.v1.ckpt$'
