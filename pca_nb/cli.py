@@ -270,8 +270,8 @@ def fail_if_regressed(
 
 # %% ../nbs/app/82_cli.ipynb #0a540013
 Quick = A[bool, option("Small pieces: under a minute on two cores.", '--quick')]
-Only = A[str, option("Only measurements with this in their name: training, augmentation, recording, selection, "
-                     "combining, reading, validation, help.")]
+Only = A[str, option("Only measurements with this in their name: training, augmentation, recording, distilling, "
+                     "selection, combining, reading, validation, help.")]
 SpeedOut = A[Optional[Path], option("JSON file to keep the table in; default HOME/speed.json.", '--out')]
 
 @app.command(name='speed')

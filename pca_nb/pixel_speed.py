@@ -12,7 +12,7 @@ from functools import partial
 import pandas as pd, torch, torch.nn.functional as F
 from .machine import pick_device
 from .models import make_model
-from .recording import pick_recorder, Repeated
+from .recording import own_stream, pick_recorder, Repeated
 from .validate import autocast, best_memory_format
 from .teachers import Teacher
 from .statistics import MatchCfg
@@ -20,10 +20,9 @@ from .distillers import DistilCfg
 from .distill import synthesise
 from .reference_loop import photos
 from .timing import now, Setup, speed_ratio
-from .training_speed import own_stream
 
 # %% ../nbs/engine/68a_pixel_speed.ipynb #68a00006
-def _seconds_alone(net, data, batch, steps, device, dtype, recorder):
+def _seconds_alone(net, data, batch, steps, device, recorder, dtype=None):
     "Return the seconds of `steps` passes forward and back to the pixels, after three that do not count."
     memory_format = best_memory_format(net.to(device))
     net.to(memory_format=memory_format)
@@ -33,18 +32,18 @@ def _seconds_alone(net, data, batch, steps, device, dtype, recorder):
         with autocast(device, dtype): logits = net(x)
         return torch.autograd.grad(F.cross_entropy(logits.float(), y), x)[0]
     step = Repeated(take, recorder)
-    with own_stream(device):
+    with own_stream(device, recorder):
         for _ in range(3): step('')
         start = now()
         for _ in range(steps): step('')
         return now()-start
 
 # %% ../nbs/engine/68a_pixel_speed.ipynb #68a00008
-def _seconds_of_loop(teacher, data, batch, cfg, device, dtype):
-    "Return the seconds of the last `steps` of `synthesise`, of which it tells at their begin and end."
+def _seconds_of_loop(teacher, data, batch, cfg, every, **options):
+    "Return the seconds of the last `every` steps of `synthesise`, of which it tells at their begin and end."
     at = []
-    synthesise(data, -(-batch//data.n_classes), cfg, [teacher], device=device, dtype=dtype,
-               every=cfg.steps if device.type=='cpu' else cfg.steps//2, watch=lambda *_: at.append(now()))
+    synthesise(data, -(-batch//data.n_classes), cfg, [teacher], every=every, watch=lambda *_: at.append(now()),
+               **options)
     return at[-1]-at[-2]
 
 def pixel_speed(
@@ -55,17 +54,17 @@ def pixel_speed(
     steps:int=20,   # steps per measurement
     rounds:int=5,   # after one that does not count
     device=None,    # `None`: `pick_device`
-    dtype=None,     # autocast type; `None`: `pick_dtype`
+    **options,      # of both sides: dtype of autocast, and recorder, see `Repeated`
 ) -> pd.DataFrame:  # per round: images·iterations per second of the network 'alone', the bare 'loop', and with 'hooks'
     "Time SRe2L's loop against the forward and backward passes that it cannot do without."
     dev = pick_device(device)
     data = replace(photos(batch, size), classes=tuple(range(classes)))
     teacher = Teacher(make_model(arch, classes, size), arch, size, data.classes, data.stats, 100.)
-    all_steps = steps+1 if dev.type=='cpu' else 2*steps+1
+    options = dict(recorder=pick_recorder(dev)) | options
     def loop(match):
-        cfg = DistilCfg(match, steps=all_steps, batch=batch, stat_scale=0.)
-        return partial(_seconds_of_loop, teacher, data, batch, cfg, dev, dtype)
-    ways = dict(alone=partial(_seconds_alone, teacher.net, data, batch, steps, dev, dtype, pick_recorder(dev)),
+        cfg = DistilCfg(match, steps=(2 if options['recorder'] else 1)*steps+1, batch=batch, stat_scale=0.)
+        return partial(_seconds_of_loop, teacher, data, batch, cfg, steps, device=dev, **options)
+    ways = dict(alone=partial(_seconds_alone, teacher.net, data, batch, steps, dev, **options),
                 loop=loop(MatchCfg(())), hooks=loop(MatchCfg()))
     speeds = [{name: batch*steps/seconds() for name,seconds in ways.items()} for _ in range(rounds+1)]
     return pd.DataFrame(speeds[1:])
@@ -75,15 +74,17 @@ def time_distilling(
     setup:Setup,
 ) -> list: # of `Result`s
     "Time SRe2L's loop against the network's forward and backward passes."
-    resnet = dict(arch='resnet18', size=32, batch=50) if setup.on_cpu else dict(arch='resnet18', size=224, batch=100)
-    return [_pixel_row(setup, **of) for of in (dict(arch='convnet3-bn', size=32, batch=100), resnet)]
+    batch = setup.scale.pixel_batch
+    resnet = ('resnet18', 32, batch//2) if setup.on_cpu else ('resnet18', 224, batch)
+    return [_pixel_row(setup, *network) for network in (('convnet3-bn', 32, batch), resnet)]
 
 def _pixel_row(setup, arch, size, batch):
     "Return one row: SRe2L's loop on one network."
     scale = setup.scale
-    rounds = pixel_speed(arch, size, batch, 10, scale.pixel_steps, scale.repeats, setup.device)
+    rounds = pixel_speed(arch, size, batch, 10, scale.pixel_steps, scale.repeats, setup.device,
+                         recorder=setup.recorder)
     target = setup.target(gpu=.9, recorded=.9)
     row = speed_ratio(rounds, 'hooks', 'alone', f"SRe2L's loop, {arch} at {size} px", target,
                       f'{batch} images per step')
-    against = 'the network forward and back' + (', recorded' if pick_recorder(pick_device(setup.device)) else '')
+    against = 'the network forward and back' + (', recorded' if setup.recorder else '')
     return replace(row, against=against, unit='images·iterations/s')

@@ -103,6 +103,7 @@ class SpeedScale:
     epochs224:int=4       # the same at 224 px
     compiled:bool=True    # on a GPU, time `torch.compile` too, which compiles for a minute
     pixel_steps:int=5     # in which pixels are optimised
+    pixel_batch:int=100   # images that are optimised at once, of ResNet-18 on a CPU half as many
     views32:int=4000      # images per epoch of augmentation alone
     views224:int=640
     small_set:int=100     # the same for a small set: IPC 10 of ten classes
@@ -115,8 +116,8 @@ class SpeedScale:
     valid:int=50_000      # images validated
     valid_loop:int=1000   # of them sample by sample; the ratio is one of images per second
     logits:int=5005       # batches of 256×1000 logits that go by the recorder: an epoch of ImageNet-1K
-QUICK = SpeedScale(train32=128, train224=10, batch224=10, epochs=1, epochs224=1, pixel_steps=2, views32=1000,
-                   views224=96, ipcs=(10,), selections=1, looped=100_000, tiles=40, files=128, valid=400,
+QUICK = SpeedScale(train32=128, train224=10, batch224=10, epochs=1, epochs224=1, pixel_steps=2, pixel_batch=20,
+                   views32=1000, views224=96, ipcs=(10,), selections=1, looped=100_000, tiles=40, files=128, valid=400,
                    valid_loop=200, logits=100)
 # more work per round where a step is short
 GPU = dict(train32=4096, train224=1024, batch224=128, epochs=40, epochs224=16, pixel_steps=100)
