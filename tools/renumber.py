@@ -1,6 +1,6 @@
 """Number the library notebooks anew, without gaps, and mend the links between notebooks.
 
-renumber.py     to put a notebook between 12 and 13, call it 12a_name.ipynb and run this
+renumber.py     to put a notebook between 12 and 13, call it 012a_name.ipynb and run this
 """
 import re
 from pathlib import Path
@@ -12,14 +12,15 @@ NUMBERED = re.compile(r'^\d+[a-z]?_(.+)\.ipynb$')
 
 def notebooks():
     "Numbered notebooks in reading order."
-    return [p for f in FOLDERS for p in sorted((ROOT/'nbs'/f).glob('*.ipynb')) if NUMBERED.match(p.name)]
+    found = [p for f in FOLDERS for p in (ROOT/'nbs'/f).glob('*.ipynb') if NUMBERED.match(p.name)]
+    return sorted(found, key=lambda p: (FOLDERS.index(p.parent.name), int(re.match(r'\d+', p.name)[0]), p.name))
 
 
 def main():
     names, changed = {}, 0
     for i, p in enumerate(notebooks()):
         name = NUMBERED.match(p.name)[1]
-        names[name] = f'{i:02d}_{name}.ipynb'
+        names[name] = f'{i:03d}_{name}.ipynb'   # as file browsers sort them
         changed += names[name] != p.name
         p.rename(p.with_name(names[name] + '.new'))
     for p in (ROOT/'nbs').rglob('*.ipynb.new'):
