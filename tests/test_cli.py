@@ -16,7 +16,7 @@ from PIL import Image
 
 from pca_nb import cli, datasets, distill, speed, timing
 from pca_nb.datasets import load_data
-from pca_nb.grid import process_pool
+from pca_nb.workers import process_pool
 from pca_nb.methods import BENCH, METHODS, Method
 from pca_nb.models import make_model
 from pca_nb.parquet import save_parquet
