@@ -186,9 +186,15 @@ def _rates(run, epoch, chunk):
     on_device = isinstance(run.opt.param_groups[0]['lr'], Tensor)
     return send(torch.tensor(rates), run.device) if on_device else rates
 
+def _seed_dropout(run, epoch):
+    "Seed what a network draws by itself; `torch.manual_seed` asks all kinds of devices, for a third of a millisecond."
+    seed = generator(run.seed, 'dropout', epoch, *([run.rank] if run.rank else [])).initial_seed()
+    torch.default_generator.manual_seed(seed)
+    if run.device.type=='cuda': torch.cuda.manual_seed(seed)
+
 def _epoch(run, epoch):
     "Pass over the set once; return the mean loss as a tensor on the device."
-    torch.manual_seed(generator(run.seed, 'dropout', epoch, *([run.rank] if run.rank else [])).initial_seed())
+    _seed_dropout(run, epoch)
     run.listeners = [c for c in run.callbacks if _listens(c)]
     one_by_one = any(c.each_step for c in run.listeners)
     run.total.zero_()
