@@ -24,7 +24,7 @@ from .rded import inference_mode_of
 from .entropy import nll_and_entropy, predict_logits
 from .methods import display_name
 from .benchmarking import Benchmark
-from .panels import Picture, add_axes, name_width, new_picture
+from .panels import add_axes, name_width, Picture
 
 # %% ../nbs/app/102_panels_runs.ipynb #e7250012
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def crop_panel(
     "Draw an image, a crop of it, the probabilities of both, and the cloud of a subset."
     box = crop_of(s.size, choice.ratio, choice.k, choice.box)
     judged = judge_crop(s, net, choice.i, box)
-    fig = new_picture(3.2)
+    fig = Picture(3.2)
     _draw_crop(fig, s, choice, box, judged)
     left = .57+name_width(s.classes)
     ax = add_axes(fig, (left,.17,.755-left,.63), 'probability')
@@ -215,7 +215,7 @@ def label_panel(
     codec = CODECS[choice.codec]
     mine = logits[choice.i:choice.i+1]
     both = torch.cat([mine, codec.decode(codec.encode(mine), mine.shape[1])])
-    fig = new_picture(3.2)
+    fig = Picture(3.2)
     _draw_view(fig, s, views, choice)
     left = .43+name_width(s.classes)
     ax = add_axes(fig, (left,.17,.645-left,.63), f'probability\nat temperature {choice.temperature:g}')
@@ -267,7 +267,7 @@ def run_panel(
 ) -> Picture:
     "Draw the curves of running work, and the finished rows."
     cells = len(rows.groupby(['method','ipc','labels'])) if len(rows) else 0
-    fig = new_picture(max(3., .22*cells+.9))
+    fig = Picture(max(3., .22*cells+.9))
     _draw_curves(fig, curves or {})
     _draw_finished(fig, rows)
     return fig

@@ -51,8 +51,6 @@ class Tape(TorchDispatchMode):
         super().__init__()
         self.steps = [] # (operation, args, kwargs, result)
         with self: self.out = f()
-    @staticmethod
-    def works_on(device) -> bool: return True
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         result = op(*args, **(kwargs or {}))
         self.steps.append((op, args, kwargs or {}, result))
@@ -81,8 +79,6 @@ class CudaRecording:
             with torch.cuda.graph(self.graph, pool, torch.cuda.current_stream(), 'thread_local'): self.out = f()
         except RuntimeError as e: raise CannotRecord(str(e).splitlines()[0] if str(e) else repr(e)) from e
         self.replay()
-    @staticmethod
-    def works_on(device) -> bool: return device.type=='cuda'
     def replay(self): self.graph.replay()
 
 # %% ../nbs/library/037_recording.ipynb #35a00013
@@ -123,7 +119,7 @@ def pick_recorder(
 ):          # `CudaRecording`, or `None`
     "Return what records steps on a device, unless the user has switched it off."
     off = os.environ.get('PCA_NB_GRAPH')=='0'
-    return CudaRecording if CudaRecording.works_on(device) and not off else None
+    return CudaRecording if device.type=='cuda' and not off else None
 
 @contextmanager
 def own_stream(

@@ -113,7 +113,7 @@ def our_training(
     if compiled: net = torch.compile(net)
     return TimedTraining(net, data, replace(HARD, batch=batch, epochs=epochs), untimed, **options)
 
-# %% ../nbs/engine/082_training_speed.ipynb #67a0000f
+# %% ../nbs/engine/082_training_speed.ipynb #a598bac8
 def _training_runners(data, arch, batch, epochs, setup, folder):
     "Return everything that trains: name -> function that returns images per second."
     size = data.size[0]

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from stand_ins import Eager
 from torch import nn
 
 from pca_nb import distill
@@ -20,15 +21,6 @@ from pca_nb.augment import AugmentCfg
 from pca_nb.teachers import Teacher
 
 CPU = dict(device='cpu', dtype=torch.float32)
-
-
-class Eager:
-    "Called instead of recorded: Adam and its learning rate as on a GPU."
-    def __init__(self, f, like):
-        self.f = f
-        self.replay()
-
-    def replay(self): self.out = self.f()
 
 
 @pytest.fixture(scope='module')

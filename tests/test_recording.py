@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from stand_ins import Eager
 
 from pca_nb import chunks, train as training
 from pca_nb.augment import AugmentCfg, draw_view
@@ -25,15 +26,6 @@ from pca_nb.validate import validate, Validation
 
 CPU = torch.device('cpu')
 HARD = replace(RECIPES['hard'], epochs=5, batch=16, eval_every=2)
-
-
-class Eager:
-    "Called again instead of replayed: what a recording must equal."
-    def __init__(self, f, like):
-        self.f = f
-        self.replay()
-
-    def replay(self): self.out = self.f()
 
 
 def images(n, size=16, grid=1):
