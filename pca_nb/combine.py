@@ -41,32 +41,11 @@ def _linear(images, size, weights):
 def _lsq(images, size): return _linear(images, size, _least_squares_weights)
 
 # %% ../nbs/library/029_combine.ipynb #12a00013
-def _interleave(planes):
-    "Put (N,H,W) uint8 planes side by side, four at a time: (⌈N/4⌉,4,H,W) uint8, channels last."
-    words = planes[::4].int()
-    for c in (1,2,3):
-        some = planes[c::4]
-        words[:len(some)].add_(some, alpha=2**(8*c))
-    return words.view(torch.uint8).view(*words.shape, 4).permute(0,3,1,2)
-
-def _separate(pixels, n):
-    "Return the first `n` planes of what `_interleave` put side by side."
-    m,_,h,w = pixels.shape
-    words = pixels.permute(0,2,3,1).reshape(-1).view(torch.int32).view(m, h, w)
-    planes = torch.empty(n, h, w, dtype=torch.uint8)
-    for c in range(4):
-        some = planes[c::4]
-        some.copy_(words[:len(some)]) # the lowest byte
-        words >>= 8
-    return planes
-
 def _antialias(images, size):
     if images.device.type!='cpu':
         return F.interpolate(images.float(), size, mode='bilinear', antialias=True).round().to(torch.uint8)
     if 1 in size: return _linear(images, size, _weights) # torch's kernel is wrong at one pixel
-    planes = images.flatten(0, 1)
-    small = F.interpolate(_interleave(planes), size, mode='bilinear', antialias=True)
-    return _separate(small, len(planes)).view(*images.shape[:2], *size)
+    return F.interpolate(images, size, mode='bilinear', antialias=True)
 
 # %% ../nbs/library/029_combine.ipynb #12a00001
 SHRINKS = dict(antialias=_antialias, lsq=_lsq) # name -> shrink(images, (h,w))
@@ -122,9 +101,9 @@ def _checked_factor(full, idx):
 _PER_CALL = 2**21 # bytes of images that a thread shrinks in one call: much for a call's own cost, little for a cache
 
 def _images_per_call(size, tiling):
-    "Return how many images are shrunk in one call: a multiple of four, or 1 where the last bit would depend on it."
+    "Return how many images are shrunk in one call, or 1 where the last bit would depend on it."
     in_integers = tiling.shrink=='antialias' and min(size)>=2*tiling.factor # no cell of one pixel
-    return 4*max(1, _PER_CALL//(4*3*size[0]*size[1])) if in_integers else 1
+    return max(1, _PER_CALL//(3*size[0]*size[1])) if in_integers else 1
 
 def _tile_in_threads(out, full, idx, tiling):
     "Fill `out`, some composites per task."

@@ -48,7 +48,7 @@ def _cpu_protocol(data, size):
     depth = _depth(size)
     other = depth+1 if depth<5 else depth-1
     return Protocol(f'convnet{depth}-w32', epochs=1, score_size=64 if data=='imagenette' else 0, score_epochs=20,
-                    score_runs=5, score_once=True, others=(f'convnet{other}-w32',), iteration_share=.25)
+                    score_runs=10, score_once=True, others=(f'convnet{other}-w32',), iteration_share=.25)
 
 def protocol_for(
     data:str, # a key of `DATASETS`, or any name

@@ -69,6 +69,7 @@ class RunOptions:
     n_full:int=0         # images in the full set, likewise; sets the scoring run's batch
     size:int=0           # side of the images, pixels; 0 = the data set's own
     arch:str=''          # a key of `MODELS`; '' = the protocol's
+    scored_by:str=''     # a key of `MODELS`, which then scores at the students' size; '' = the protocol's scoring run
     factor:int=0         # cells along each axis; 0 = the method's own
     shrink:str=''        # a key of `SHRINKS`; '' = the protocol's
     augment:dict|None=None # fields of `AugmentCfg` that differ from the protocol's, for the students only
@@ -145,6 +146,12 @@ def _makers(method, protocol):
     }
     return lookup(by_need, method.teachers, 'need for teachers')
 
+# %% ../nbs/benchmark/062_runs.ipynb #36a0c030
+def _scoring(method, facts, seed, options):
+    "Return the run that a method's scores come from."
+    cfg = scoring_cfg(facts.name, facts.size, facts.n_full, method.score, seed, options.arch)
+    return replace(cfg, arch=options.scored_by, size=facts.size) if options.scored_by else cfg
+
 # %% ../nbs/benchmark/062_runs.ipynb #ace613b6
 def run_cfg(
     data:str,          # a key of `DATASETS`, or a name for other images
@@ -159,7 +166,7 @@ def run_cfg(
     m = lookup(METHODS, method, 'method')
     facts = _data_facts(data, o)
     p = facts.protocol
-    for arch in (o.arch, *o.teachers): lookup(MODELS, arch or p.arch, 'network')
+    for arch in (o.arch, o.scored_by, *o.teachers): lookup(MODELS, arch or p.arch, 'network')
     published = lookup(RECIPES, recipe, 'recipe')
     if not published.soft: _check_hard(recipe, o)
     if published.given:
@@ -168,7 +175,7 @@ def run_cfg(
     factor = 1 if m.factor==1 else o.factor or m.factor_at(facts.size)
     tiling = Tiling(factor, o.shrink or p.shrink) if factor>1 else Tiling(1)
     r = _run_recipe(m, published, facts, ipc, factor, o)
-    scoring = scoring_cfg(data, facts.size, facts.n_full, m.score, seed, o.arch) if m.score else None
+    scoring = _scoring(m, facts, seed, o) if m.score else None
     soft = SoftCfg(facts.teachers(o.teachers, seed), o.labels) if r.soft else None
     synthesis = None
     if makers := _makers(m, p):

@@ -3,6 +3,7 @@ import re
 import runpy
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from pca_nb.result_store import ResultStore
@@ -96,6 +97,23 @@ def test_every_column_of_tables_4_and_5_has_rows():
     f = read_table('t04', 'cifar10', results, (10,))
     for m in BENCH:
         for label in (m, f'{m}, soft'): assert (f.method == label).sum() >= 3, label
+
+
+def cost_tables():
+    "Notebooks that say how often their tables were run, with that output."
+    for path in sorted((root/'nbs'/'experiments').glob('*.ipynb')):
+        cells = nbformat.read(path, 4).cells
+        for c in cells:
+            if c.cell_type == 'code' and re.search(r'^cost\(', c.source, re.M):
+                yield path.name, cells[0].source, c.outputs[0].data['text/plain']
+
+
+@pytest.mark.parametrize('name, header, shown', cost_tables())
+def test_headers_say_how_many_runs(name, header, shown):
+    "every number of runs per cell stands in the part of the header that is about seeds"
+    about = next(part for part in header.split(';') if 'seeds' in part)
+    ns = {n for fewest, most in re.findall(r'n = (\d+)(?: to (\d+))?', shown) for n in (fewest, most) if n}
+    assert ns and ns <= set(re.findall(r'\d+', about)), f'{name}: {sorted(ns)} runs per cell, the header says: {about}'
 
 
 def test_every_stored_file_is_listed():

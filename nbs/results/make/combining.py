@@ -1,7 +1,7 @@
 """Time ways to combine images, f×f into one, beside a Pillow loop; every way must give the same bytes.
 
 Each is timed in turn, round by round, in this one process, on two threads unless it says otherwise.
-Writes nbs/results/combining.json, which nbs/library/29_combine.ipynb reads.
+Writes nbs/results/combining.json, which nbs/library/029_combine.ipynb reads.
 """
 import argparse
 import json
@@ -51,6 +51,33 @@ def in_int16(images, size):
     return halved(columns[..., ::2], columns[..., 1::2]).mT.to(torch.uint8)
 
 
+def interleave(planes):
+    "Put (N,H,W) uint8 planes side by side, four at a time: (⌈N/4⌉,4,H,W) uint8, channels last."
+    words = planes[::4].int()
+    for c in (1, 2, 3):
+        some = planes[c::4]
+        words[:len(some)].add_(some, alpha=2**(8*c))
+    return words.view(torch.uint8).view(*words.shape, 4).permute(0, 3, 1, 2)
+
+
+def separate(pixels, n):
+    "Return the first `n` planes of what `interleave` put side by side."
+    m, _, h, w = pixels.shape
+    words = pixels.permute(0, 2, 3, 1).reshape(-1).view(torch.int32).view(m, h, w)
+    planes = torch.empty(n, h, w, dtype=torch.uint8)
+    for c in range(4):
+        some = planes[c::4]
+        some.copy_(words[:len(some)])  # the lowest byte
+        words >>= 8
+    return planes
+
+
+def four_planes(images, size):
+    "torch works on pixels of four bytes: give it four planes as if they were one image, put together by arithmetic."
+    planes = images.flatten(0, 1)
+    return separate(torch_alone(interleave(planes), size), len(planes)).view(*images.shape[:2], *size)
+
+
 def rows_first(images, size):
     rows = torch_alone(images, (size[0], images.shape[-1]))
     return torch_alone(rows, size)
@@ -97,20 +124,21 @@ def ways(full, idx):
 
     def torch_threads():
         torch.set_num_threads(THREADS)
-        try: return combined(full.images, few, library._antialias, by_selection, per_call, None)
+        try: return combined(full.images, few, torch_alone, by_selection, per_call, None)
         finally: torch.set_num_threads(1)
     return {
         'Pillow, image by image': lambda: loop_combining(full.images, few.tolist()),
         'torch, one image per call': way(torch_alone, where_it_lies, 1),
         'torch, 2 MB per call, images[i]': way(torch_alone, by_position),
-        'torch, 2 MB per call, index_select': way(torch_alone, by_selection),
+        'torch, 1 MB per call': way(torch_alone, by_selection, max(1, per_call//2)),
+        'torch, 2 MB per call (`combine`)': lambda: library.combine(full, idx).images,
+        'torch, 4 MB per call': way(torch_alone, by_selection, 2*per_call),
+        'torch, one thread': way(torch_alone, by_selection, pool=None),
         'torch, set stored channels last': way(torch_alone, last_selection, images=last),
         '1, 3, 3, 1 in int16': way(in_int16, by_selection),
-        'four planes, one image per call': way(library._antialias, where_it_lies, 1),
-        'four planes, 1 MB per call': way(library._antialias, by_selection, max(4, per_call//2)),
-        'four planes, 2 MB per call (`combine`)': lambda: library.combine(full, idx).images,
-        'four planes, 4 MB per call': way(library._antialias, by_selection, 2*per_call),
-        'four planes, one thread': way(library._antialias, by_selection, pool=None),
+        'four planes, one image per call': way(four_planes, where_it_lies, 1),
+        'four planes, 2 MB per call': way(four_planes, by_selection),
+        'four planes, 4 MB per call': way(four_planes, by_selection, 2*per_call),
         "torch's own threads": torch_threads,
         'lsq, matrices made for every image': way(lsq_anew, where_it_lies, 1, idx=few),
         'lsq (`combine`)': lambda: library.combine(full, few, 'lsq').images,
