@@ -31,6 +31,7 @@ MADE = {  # file -> the command that makes it; `HOME` is a grid's folder, `--hom
     'faults.json': '`python -m pytest --slow --tally nbs/results/faults.json`',
     'first-line.json': f'`{MAKE}/first_line.py --before CHECKOUT`; the checkout is that of 2026-12-01',
     'gallery.npz': f'`{MAKE}/f09_galleries.py HOME`',
+    'grid-time.json': f'`{MAKE}/e01_grid_time.py BEFORE`, where BEFORE is a checkout of commit 4502719',
     'imagenette.jsonl': '`pca-nb table TABLE --scale imagenette --rows nbs/results/imagenette.jsonl`; for x01-size '
                         '`--scale imagenette32`, `imagenette64`, `imagenette128`',
     'launches.json': f'`{MAKE}/e01_launches.py BEFORE`, where BEFORE is a checkout of commit 4502719',
@@ -39,6 +40,7 @@ MADE = {  # file -> the command that makes it; `HOME` is a grid's folder, `--hom
     'reading.json': f'`{MAKE}/reading.py`',
     'relabel.json': f'`{MAKE}/t26_relabel_profile.py`',
     'scale.json': f'`{MAKE}/4_more_machines.py --workers 1,2 --processes 1,2`',
+    'rows-before.json': '`pca_nb.evidence.count_rows` of the rows on 2026-12-01; no command is kept',
     'score-shapes.json': f'`{MAKE}/f06_score_shapes.py HOME`',
     'softness.json': f'`{MAKE}/x01_why_composites_fail.py HOME`',
     'speed-h100.json': '`pca-nb speed --only training --device cuda --out nbs/results/speed-h100.json`',
