@@ -108,7 +108,7 @@ def cost_tables():
                 yield path.name, cells[0].source, c.outputs[0].data['text/plain']
 
 
-@pytest.mark.parametrize('name, header, shown', cost_tables())
+@pytest.mark.parametrize('name, header, shown', list(cost_tables()))
 def test_headers_say_how_many_runs(name, header, shown):
     "every number of runs per cell stands in the part of the header that is about seeds"
     about = next(part for part in header.split(';') if 'seeds' in part)
