@@ -100,6 +100,7 @@ class BenchmarkPlan:
     device:object=None       # `None`: `pick_device`
     scale:dict=field(default_factory=dict) # `min_steps` and others of `scale_recipe`: shorter runs than the protocol's
     together:int=0           # runs trained in step; 0 = as many as a GPU holds, none on a CPU; 1 = none
+    protocol:str='default'   # a key of `PROTOCOL_NAMES`; 'paper': nothing is scaled, `arch` and `size` of one's own win
 
     def __post_init__(self):
         for m in self.methods: lookup(METHODS, m, 'method')
@@ -108,10 +109,12 @@ class BenchmarkPlan:
             raise Refused('nothing to run', 'give at least one method, IPC and recipe')
         self.home = Path(self.home or runs_dir())
         check_writable(self.home/'x')
+        self.size = self.size or protocol_for('', 0, self.protocol).size
         self.data = find_data(self.full, self.test, self.size, self.home)
         own, size = self.data.own, self.data.size or DATASETS[self.data.name].size
-        if own is not None: self.arch = self.arch or default_arch(own, self.device)
-        warn_if_slow(self.arch or protocol_for(self.data.name, size).arch, size, self.device)
+        if own is not None: self.arch = self.arch or default_arch(own, self.device, self.protocol)
+        protocol = protocol_for(self.data.name, size, self.protocol)
+        warn_if_slow(self.arch or protocol.arch, size, self.device)
 
 # %% ../nbs/app/093_benchmarking.ipynb #93abb709
 @dataclass
@@ -132,7 +135,7 @@ class Benchmark(BenchmarkPlan):
         options = dict(size=self.data.size, arch=self.arch, factor=self.factor, shrink=self.shrink)
         own = self.data.own
         if own is not None: options |= dict(n_classes=self.data.n_classes, n_full=self.data.n_full)
-        options |= self.scale
+        options |= self.scale|dict(protocol=self.protocol)
         return [(label, run_cfg(self.data.name, method, ipc, seed, recipe, **options)) for seed in range(self.seeds)]
     @property
     def store(self): return ResultStore(self.home/'benchmark.jsonl')
@@ -178,7 +181,7 @@ def benchmark(
     home=None,       # folder for rows, scores and checkpoints; `None`: `runs_dir`
     workers:int=1,   # processes, one thread each; 0 = one per core; methods defined in a notebook need 1
     minutes=None,    # time that it may take from now on, or a `Budget`; `None`: no limit
-    **options,       # further fields of `Benchmark`: recipes, size, arch, factor, shrink, device, scale, together
+    **options,       # further fields of `Benchmark`: recipes, size, arch, factor, shrink, device, scale, protocol
 ) -> pd.DataFrame:   # one row per run: method, ipc, seed, top1 (%), …
     "Run a grid of methods, IPCs and seeds; rows that exist are read, interrupted runs go on."
     budget = as_budget(minutes)

@@ -18,7 +18,7 @@ from typing import Annotated as A, Optional
 import typer
 from .terminal import complain, current_name, out, run, show
 from .cli_reading import option, read_images, ReadingTest, reads, say_duplicates, say_reading
-from .cli_images import Arch, Device, Seeds, Size, app, check_names, comma_list, trains
+from .cli_images import Arch, Device, ProtocolName, Seeds, Size, app, check_names, comma_list, read_as, trains
 from .cli_training import read_pair, say_ensemble
 from .cli_grid import (
     Home, Minutes, run_announced, show_rows, stop_if_runs_are_left, time_budget, Together, Workers)
@@ -114,6 +114,7 @@ def own_images(
     size:int,  # pixels; 0 = the images' own
     how,       # `ReadingTest`
     home,      # folder of the benchmark
+    zoom:float=1., # at which test images are read, see `center_crop_resize`
 ):             # both as `Benchmark` takes them: names, or sets if an option says how they are read
     "Read images of one's own, if an option says how."
     from dataclasses import replace
@@ -121,7 +122,7 @@ def own_images(
     from pca_nb.imageset import match_classes
     usual = replace(how, strict=False)==ReadingTest()
     if usual or not test or name in DATASETS: return name, test
-    full, held = read_pair(name, test, size, how, home/'x')
+    full, held = read_pair(name, test, size, how, home/'x', zoom)
     return full, match_classes(held, full, how.match)
 
 def say_own_duplicates(
@@ -165,7 +166,8 @@ def benchmark_command(
     data:DataArgument='', data_:DataOption='', methods:Methods='random,forgetting-easyB,el2n-easyB,aum-easyB,ccs,pca',
     ipc:Ipcs='1,10', seeds:Seeds=3, recipe:Recipes='hard', arch:Arch='', size:Size=0, rows:RowsFile=None,
     test:OwnTest='', factor:CellFactor=0, shrink:CellShrink='', home:Home=Path('_runs'), workers:Workers=0,
-    device:Device=None, minutes:Minutes=None, together:Together=0, *, how,
+    device:Device=None, minutes:Minutes=None, together:Together=0,
+    protocol:ProtocolName='default', *, how,
 ):
     "Run a grid of methods, IPCs and seeds; rows that exist are read. Ends with the table."
     from pca_nb.benchmarking import Benchmark
@@ -176,15 +178,18 @@ def benchmark_command(
     name = one_name(data, data_)
     shrink = current_name(shrink)
     recipes = tuple(comma_list(recipe))
-    check_names(arch, device, shrink, recipes)
+    check_names(arch, device, shrink, recipes, protocol)
+    size, zoom = read_as(protocol, size, 0)
     names = method_list(methods)
     budgets = ipc_list(ipc)
     if not (names and budgets and recipes):
         raise Refused('--methods, --ipc and --recipe need at least one entry each', 'separate them by commas')
     for path in (rows or home/'benchmark.jsonl', home/'scores'/'x'): check_writable(path)
-    full, held = own_images(name, test, size, how, home)
+    full, held = own_images(name, test, size, how, home, zoom)
     if full==name and test not in ('', name): say_reading(name)
-    job = Benchmark(full, held, names, budgets, seeds, recipes, size, arch, factor, shrink, home, device)
+    network = dict(arch=arch, protocol=protocol)
+    cells = dict(factor=factor, shrink=shrink)
+    job = Benchmark(full, held, names, budgets, seeds, recipes, size, **network, **cells, home=home, device=device)
     if full==name: say_own_duplicates(job, held, how)
     for r in recipes: say_ensemble(r, 1)
     store = ResultStore(rows) if rows else job.store

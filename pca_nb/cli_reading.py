@@ -96,6 +96,7 @@ def read_images(
     split:str='',       # which part, where there are several; '': as `how` says, else train
     how=None,           # `Reading`; `None`: its defaults
     damaged=None,       # from `damaged_list`
+    zoom:float=1.,      # see `center_crop_resize`
 ):                      # `ImageSet`
     "Read images for a command, after saying which."
     how = how or Reading()
@@ -103,7 +104,7 @@ def read_images(
     say_reading(data, part)
     from pca_nb.core import Refused
     from pca_nb.datasets import load_data
-    s = load_data(data, part or 'train', size or None, damaged_file=damaged, **how.options)
+    s = load_data(data, part or 'train', size or None, zoom, damaged_file=damaged, **how.options)
     if isinstance(s.images.shape, tuple) and s.size[0]!=s.size[1]:
         raise Refused(f'{data}: images of {s.size} px are not square', 'give --size')
     if damaged and damaged.exists(): out.print(f'damaged images are listed in {damaged}')

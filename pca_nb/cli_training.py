@@ -16,7 +16,8 @@ from typing import Annotated as A, Optional
 import typer
 from .terminal import announced, current_name, out, show
 from .cli_reading import damaged_list, option, read_images, ReadingTest, reads, say_duplicates
-from .cli_images import Arch, Data, Device, MinTop1, OutFolder, Seeds, Size, app, check_names, file_list, trains
+from .cli_images import (
+    Arch, Data, Device, MinTop1, OutFolder, ProtocolName, Seeds, Size, app, check_names, file_list, read_as, trains)
 
 # %% ../nbs/app/098_cli_training.ipynb #58d00002
 def read_pair(
@@ -25,11 +26,12 @@ def read_pair(
     size:int,    # pixels; 0 = the images' own
     how,         # `ReadingTest`
     beside=None, # what the command writes
+    zoom:float=1., # at which the images to test on are read, see `center_crop_resize`
 ):               # two `ImageSet`s of one size
     "Read images to learn from and images to test on, and say which are in both."
     damaged = damaged_list(how, beside)
     s = read_images(data, size, how=how, damaged=damaged)
-    held = read_images(test, s.size[0], how.test_split, how, damaged)
+    held = read_images(test, s.size[0], how.test_split, how, damaged, zoom)
     say_duplicates(s, held, how.strict)
     return s, held
 
@@ -87,7 +89,7 @@ RecipeName = A[str, option("hard, sgd, or with a teacher soft, rded, edc, …; c
                            "automatically.")]
 LabelGivers = A[str, option("Soft recipes: files of `pca-nb train-teacher`, state dicts of --arch, or imagenet, "
                             "comma-separated; or the folder that `pca-nb store-labels` wrote.")]
-Epochs = A[int, option("0 = the data's protocol: the paper's 300, more for very small sets.", min=0)]
+Epochs = A[int, option("0 = the protocol's: the paper's 300, by default more for very small sets.", min=0)]
 RowsHome = A[Optional[Path], option("Folder that keeps a row per seed and checkpoints; without it nothing is kept.")]
 
 # %% ../nbs/app/098_cli_training.ipynb #0a530012
@@ -97,15 +99,17 @@ RowsHome = A[Optional[Path], option("Folder that keeps a row per seed and checkp
 def evaluate(
     data:SmallSet, test:TestImages, seeds:Seeds=3, recipe:RecipeName='hard', teacher:LabelGivers='',
     least:MinTop1=0., arch:Arch='', device:Device=None, epochs:Epochs=0, size:Size=0, home:RowsHome=None,
-    *, how,
+    protocol:ProtocolName='default', *, how,
 ):
     "Train on a set from scratch, with hard labels or a teacher's, and measure top-1 and top-5 on test images."
     import pandas as pd
     from pca_nb.evaluation import Evaluation
     from pca_nb.machine import pick_device
-    check_names(arch, device, recipes=[recipe])
-    s, held = read_pair(data, test, size, how, home and home/'x')
-    job = Evaluation(s, held, recipe, stored_or_files(teacher), arch, epochs, least, device, home, how.match)
+    check_names(arch, device, recipes=[recipe], protocol=protocol)
+    size, zoom = read_as(protocol, size, epochs)
+    s, held = read_pair(data, test, size, how, home and home/'x', zoom)
+    givers = stored_or_files(teacher)
+    job = Evaluation(s, held, recipe, givers, arch, epochs, least, device, home, how.match, protocol)
     say_labels(job, least)
     out.print(f'train: {s!r}')
     out.print(f'test:  {job.test!r}')
@@ -139,7 +143,7 @@ TeacherEpochs = A[int, option("0 = the scoring run's of the data's protocol (60;
 @reads(ReadingTest)
 def train_teacher_command(
     data:Data, test:UnseenImages, out_file:TeacherOut, size:Size=0, arch:Arch='', seed:int=0, device:Device=None,
-    epochs:TeacherEpochs=0, least:MinTop1=0., *, how,
+    epochs:TeacherEpochs=0, least:MinTop1=0., protocol:ProtocolName='default', *, how,
 ):
     "Train a teacher on a full set, resumable, and measure it."
     from pca_nb.evaluation import teacher_run, train_teacher
@@ -148,12 +152,13 @@ def train_teacher_command(
     from pca_nb.teachers import check_teacher, min_top1
     from pca_nb.workload import Workload, steps_of
     path = check_writable(out_file.with_suffix('.pt'))
-    check_names(arch, device)
-    full, held = read_pair(data, test, size, how, path)
+    check_names(arch, device, protocol=protocol)
+    size, zoom = read_as(protocol, size, epochs)
+    full, held = read_pair(data, test, size, how, path, zoom)
     held = match_classes(held, full, how.match)
-    cfg = teacher_run(full, arch, epochs, seed, device)
-    steps = () if path.exists() else (steps_of(cfg.recipe, len(full)),)
-    with announced(Workload(steps)): teacher = train_teacher(full, held, path, arch, epochs, seed, device)
+    run = arch, epochs, seed, device, protocol
+    steps = () if path.exists() else (steps_of(teacher_run(full, *run).recipe, len(full)),)
+    with announced(Workload(steps)): teacher = train_teacher(full, held, path, *run)
     top1 = check_teacher(teacher, held, least or min_top1(full.n_classes))
     out.print(f'{full!r}')
     out.print(f'{teacher!r}: {top1:.2f} % of {held!r}')
@@ -186,22 +191,26 @@ def check_soft(recipe):
 def store_labels_command(
     data:StudentSet, teacher:AveragedTeachers, test:CheckImages, out_folder:OutFolder, recipe:SoftRecipeName='soft',
     codec:Codec='fp16', views:Views='stored', pool:Pool='all', share:Share=1., epochs:LabelEpochs=0,
-    arch:Arch='', size:Size=0, seed:int=0, least:MinTop1=0., device:Device=None, *, how,
+    arch:Arch='', size:Size=0, seed:int=0, least:MinTop1=0., device:Device=None,
+    protocol:ProtocolName='default', *, how,
 ):
     "Write a teacher's predictions for every view of a training run, once; `evaluate --teacher OUT` learns from them."
     from pca_nb.evaluation import Evaluation, store_labels
     from pca_nb.files import check_empty_folder
     from pca_nb.label_plan import LabelStoreCfg
     from pca_nb.label_store import fkd_bytes, label_bytes
-    check_names(arch, device, recipes=[recipe])
+    check_names(arch, device, recipes=[recipe], protocol=protocol)
+    size, zoom = read_as(protocol, size, epochs)
     check_soft(recipe)
     cfg = LabelStoreCfg(codec, views, current_name(pool), share)
     check_empty_folder(out_folder)
-    s, held = read_pair(data, test, size, how, out_folder)
-    job = Evaluation(s, held, recipe, file_list(teacher), arch, epochs, least, device, match=how.match)
+    s, held = read_pair(data, test, size, how, out_folder, zoom)
+    givers = file_list(teacher)
+    job = Evaluation(s, held, recipe, givers, arch, epochs, least, device, match=how.match, protocol=protocol)
     say_labels(job)
     out.print(f'{s!r}: {job.cfg.epochs} epochs, {label_bytes(s, job.cfg, cfg):,} bytes of labels to write')
-    kept = store_labels(s, job.labels.teachers, out_folder, recipe, cfg, epochs, seed, device)
+    length = dict(epochs=epochs, protocol=protocol)
+    kept = store_labels(s, job.labels.teachers, out_folder, recipe, cfg, seed, device, **length)
     usual = fkd_bytes(len(s)*job.cfg.epochs, s.n_classes)
     out.print(f'{kept!r}')
     out.print(f'the usual format would take {usual:,} bytes')

@@ -37,9 +37,10 @@ def score(
     arch:str='',      # a key of `MODELS`; '' = `default_arch`
     path=None,        # file to keep the scores in; read if it is there, resumed if it was interrupted
     device=None,      # `None`: `pick_device`
+    protocol:str='default', # a key of `PROTOCOL_NAMES`; 'paper': the run behind the published scores
 ) -> Dynamics:        # for `compress`, or `difficulty(dynamics, 'el2n')`
     "Record EL2N, forgetting, AUM, correctness and entropy of every image in one training run."
-    cfg = default_scoring(full, arch, epochs, stop_epoch, seed, device)
+    cfg = default_scoring(full, arch, epochs, stop_epoch, seed, device, protocol)
     return record_dynamics(full, cfg, path, device)
 
 # %% ../nbs/app/090_compression.ipynb #0a4e0008

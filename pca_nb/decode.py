@@ -40,21 +40,31 @@ def to_rgb(
     return im.convert('RGB')
 
 # %% ../nbs/library/006_decode.ipynb #eac3ccda
+def _resized(image, size):
+    "Resize (3,H,W) uint8 to (height,width), bilinear with antialiasing."
+    if image.shape[1:]==size: return image
+    if 1 in (*image.shape[1:], *size): image = image.float() # torch's uint8 kernel stops at one pixel
+    out = F.interpolate(image[None], size, mode='bilinear', antialias=True)[0]
+    return out if out.dtype==torch.uint8 else out.round().to(torch.uint8)
+
+def _middle(image, side):
+    "Cut the centred square out of (3,H,W)."
+    h,w = image.shape[1:]
+    top = round((h-side)/2)
+    left = round((w-side)/2)
+    return image[:, top:top+side, left:left+side]
+
 def center_crop_resize(
     image:Tensor,   # (3,H,W) uint8
     size:int,       # side of the result, pixels
-    zoom:float=1.,  # >1 keeps only the centred 1/zoom of the shortest side
+    zoom:float=1.,  # at least 1; >1 keeps only the centred 1/zoom of the shortest side
 ) -> Tensor:        # (3,size,size) uint8
     "Crop the centred square, then resize it, bilinear with antialiasing (Xiao & He 2025, 2502.06434, App. B.3)."
-    h,w = image.shape[1:]
-    side = max(1, round(min(h,w)/zoom))
-    top = round((h-side)/2)
-    left = round((w-side)/2)
-    square = image[:, top:top+side, left:left+side]
-    if side==size: return square
-    if 1 in (side,size): square = square.float() # torch's uint8 kernel stops at one pixel
-    out = F.interpolate(square[None], (size,size), mode='bilinear', antialias=True)[0]
-    return out if out.dtype==torch.uint8 else out.round().to(torch.uint8)
+    if zoom<1: raise Refused(f'zoom={zoom:g}', fix='must be at least 1')
+    shortest = min(image.shape[1:])
+    if zoom==1: return _resized(_middle(image, shortest), (size,size))
+    resized = tuple(int(round(size*zoom)*side/shortest) for side in image.shape[1:]) # as torchvision rounds
+    return _middle(_resized(image, resized), size)
 
 # %% ../nbs/library/006_decode.ipynb #f879ccc1
 _UNREADABLE = ( # what Pillow says of bad files; RuntimeError of an AVIF

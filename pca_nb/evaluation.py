@@ -28,7 +28,9 @@ from .stored_labels import StoredLabels
 from .protocols import protocol_for
 from .result_store import ResultStore
 from .workload import Workload, steps_of
-from .defaults import as_teachers, default_arch, default_recipe, default_scoring, label_source, warn_if_slow
+from .decode import LazyImages
+from .defaults import (
+    as_teachers, check_epochs, default_arch, default_recipe, default_scoring, label_source, warn_if_slow)
 
 # %% ../nbs/app/092_evaluation.ipynb #13c48d8a
 def check_teachers_fit(
@@ -48,6 +50,13 @@ def check_teachers_fit(
         fix = "leave the teacher out, or take recipe='soft'"
         raise Refused(f'recipe={recipe!r} learns from hard labels', fix)
 
+# %% ../nbs/app/092_evaluation.ipynb #92a00001
+def _check_zoom(test, protocol):
+    "Refuse test images that are decoded at another zoom than the protocol's."
+    if protocol.scaled or not isinstance(test.images, LazyImages) or test.images.zoom==protocol.eval_zoom: return
+    raise Refused(f'{test!r} is read at zoom {test.images.zoom:g}, this protocol tests at {protocol.eval_zoom:g}',
+                  'read it with load_data(…, zoom=256/224)')
+
 # %% ../nbs/app/092_evaluation.ipynb #db2725f6
 @dataclass
 class EvaluationPlan:
@@ -62,19 +71,23 @@ class EvaluationPlan:
     device:object=None  # `None`: `pick_device`
     home:object=None    # folder for rows and checkpoints; `None`: neither is kept
     match:str='name'    # how test classes are matched: by 'name' or by 'order', see `match_classes`
+    protocol:str='default' # a key of `PROTOCOL_NAMES`; 'paper': nothing is scaled, an `arch` of one's own wins
     cfg:Recipe|None=field(default=None, init=False)         # the recipe, every constant filled in
     labels:LabelSource|None=field(default=None, init=False) # where labels come from
 
     def __post_init__(self):
         check_teachers_fit(self.recipe, self.teachers)
+        check_epochs(self.epochs, self.protocol)
         pick_device(self.device)
         if self.match=='order': self.data = rename_by_order(self.data, self.test)
         self.test = match_classes(self.test, self.data)
         if self.test.grid>1: raise Refused(f'{self.test!r} holds composites', 'test on whole images')
-        self.arch = self.arch or default_arch(self.data, self.device)
+        self.arch = self.arch or default_arch(self.data, self.device, self.protocol)
         warn_if_slow(self.arch, self.data.size[0], self.device)
-        self.cfg = default_recipe(self.data, self.recipe, self.epochs)
-        sources = self.data, self.teachers, self.test, self.arch, self.least
+        self.cfg = default_recipe(self.data, self.recipe, self.epochs, self.protocol)
+        p = protocol_for(self.data.name, self.data.size[0], self.protocol)
+        _check_zoom(self.test, p)
+        sources = self.data, self.teachers, self.test, p.teacher_arch or self.arch, self.least
         self.labels = GivenLabels(self.data) if self.cfg.given else label_source(*sources)
         self.labels.check(self.data, self.cfg)
         if self.match=='order' and self.data.grid==1: # a teacher knows whether the order is right
@@ -125,7 +138,7 @@ def evaluate(
     recipe:str='hard', # a key of `RECIPES`
     teachers=(),       # soft recipes: `Teacher`s, files, or stored labels
     home=None,         # folder for rows and checkpoints: what is finished is read, what was interrupted goes on
-    **options,         # further fields of `Evaluation`: arch, epochs, least, device
+    **options,         # further fields of `Evaluation`: arch, epochs, least, device, match, protocol
 ) -> pd.DataFrame:     # one row per seed: top1 and top5 in percent (higher is better), nll in nats (lower is better)
     "Train on a set from scratch, once per seed, and measure on test images."
     job = Evaluation(data, test, recipe, teachers, home=home, **options)
@@ -140,15 +153,17 @@ def train_teacher(
     epochs:int=0,   # passes over the set; 0 = the protocol's scoring run
     seed:int=0,     # weights, order, views
     device=None,    # `None`: `pick_device`
+    protocol:str='default', # a key of `PROTOCOL_NAMES`
 ) -> Teacher:
     "Train a teacher on a full set, or read the one that is there."
-    cfg = teacher_run(full, arch, epochs, seed, device)
+    cfg = teacher_run(full, arch, epochs, seed, device, protocol)
     return make_teacher(full, cfg, match_classes(test, full), path and Path(path).with_suffix('.pt'), device)
 
-def teacher_run(full, arch='', epochs=0, seed=0, device=None) -> TeacherCfg:
+def teacher_run(full, arch='', epochs=0, seed=0, device=None, protocol='default') -> TeacherCfg:
     "Return the configuration of `train_teacher`, from the same parameters."
-    epochs = epochs or protocol_for(full.name, full.size[0]).score_epochs
-    s = default_scoring(full, arch, epochs, 0, seed, device)
+    epochs = epochs or protocol_for(full.name, full.size[0], protocol).score_epochs
+    arch = arch or default_arch(full, device, protocol)
+    s = default_scoring(full, arch, epochs, 0, seed, device, protocol)
     return TeacherCfg(s.arch, s.recipe, seed, full.size[0])
 
 # %% ../nbs/app/092_evaluation.ipynb #0aace728
@@ -158,17 +173,18 @@ def store_labels(
     out,                # folder that does not exist yet
     recipe:str='soft',  # a key of `RECIPES`: whose views and batches
     cfg:LabelStoreCfg|None=None, # codec, views and pool; `None`: half floats of all views, the usual format
-    epochs:int=0,       # passes over the set; 0 = as in `evaluate`
     seed:int=0,         # of the views
     device=None,        # `None`: `pick_device`
+    **options,          # of the training that it is for, as in `evaluate`: epochs, protocol
 ) -> StoredLabels:      # give it, or `out`, to `evaluate` as its teachers
     "Write a teacher's predictions for every view of a training run, once."
     wanted = lookup(RECIPES, recipe, 'recipe')
     if not wanted.soft or wanted.given:
         known = ', '.join(k for k,r in RECIPES.items() if r.soft and not r.given)
         raise Refused(f'recipe={recipe!r} learns from no teacher', f'choose one of {known}')
-    live = TeacherLabels(*as_teachers(teachers, data, device=device))
-    views = default_recipe(data, recipe, epochs)
+    views = default_recipe(data, recipe, **options)
+    arch = default_arch(data, device, options.get('protocol', 'default'))
+    live = TeacherLabels(*as_teachers(teachers, data, arch, device))
     plan = LabelPlan(data, views, cfg or LabelStoreCfg(), seed)
     write_labels(check_empty_folder(out), plan, live, device)
     return StoredLabels(out, data)

@@ -79,6 +79,7 @@ class RunOptions:
     steps_per_epoch:int|None=None # of `scale_recipe`; `None` = its default
     min_steps:int|None=None # likewise; overrides the protocol's epochs
     min_batch:int|None=None # likewise
+    protocol:str='default' # a key of `PROTOCOL_NAMES`; 'paper' scales nothing
     @property
     def scale(self) -> dict:
         "The arguments of `scale_recipe` that are given."
@@ -93,19 +94,22 @@ class _DataFacts:
     size:int      # pixels
     n_classes:int
     n_full:int    # images in the full set
+    protocol_name:str='default'
     @property
-    def protocol(self) -> Protocol: return protocol_for(self.name, self.size)
+    def protocol(self) -> Protocol: return protocol_for(self.name, self.size, self.protocol_name)
     def teachers(self, archs, seed) -> tuple:
         "Return a `TeacherCfg` per network; a repeated one has the next seed."
         cfgs = []
         for k,arch in enumerate(archs):
             repeats = archs[:k].count(arch)
-            cfgs.append(teacher_cfg(arch or self.protocol.arch, self.name, self.size, self.n_full, seed+repeats))
+            about = self.name, self.size, self.n_full, seed+repeats, self.protocol_name
+            cfgs.append(teacher_cfg(arch or self.protocol.arch, *about))
         return tuple(cfgs)
 
 def _data_facts(name, options):
     "Return the facts of a known data set, or those that the options give."
-    given = dict(size=options.size, n_classes=options.n_classes, n_full=options.n_full)
+    size = options.size or protocol_for(name, 0, options.protocol).size
+    given = dict(size=size, n_classes=options.n_classes, n_full=options.n_full)
     if name in DATASETS:
         info = DATASETS[name]
         known = dict(size=info.size, n_classes=info.n_classes, n_full=N_TRAIN[name])
@@ -114,7 +118,7 @@ def _data_facts(name, options):
     if missing:
         raise Refused(f"{name!r} is no known data set, and {', '.join(missing)} is not given",
                       fix=f"give it, or choose one of {', '.join(DATASETS)}")
-    return _DataFacts(name, **given)
+    return _DataFacts(name, **given, protocol_name=options.protocol)
 
 # %% ../nbs/benchmark/062_runs.ipynb #36a0c008
 def _run_recipe(method, recipe, facts, ipc, factor, options):
@@ -149,7 +153,8 @@ def _makers(method, protocol):
 # %% ../nbs/benchmark/062_runs.ipynb #36a0c030
 def _scoring(method, facts, seed, options):
     "Return the run that a method's scores come from."
-    cfg = scoring_cfg(facts.name, facts.size, facts.n_full, method.score, seed, options.arch)
+    cfg = scoring_cfg(facts.name, facts.size, facts.n_full, method.score, seed, options.arch,
+                      options.protocol)
     return replace(cfg, arch=options.scored_by, size=facts.size) if options.scored_by else cfg
 
 # %% ../nbs/benchmark/062_runs.ipynb #ace613b6

@@ -231,6 +231,21 @@ def _read_ccs_tensors(path):
     if missing: raise Refused(f"{path} lacks {', '.join(missing)}", _CCS_LAYOUT)
     return tensors
 
+# %% ../nbs/library/044_scores.ipynb #44a00001
+def _other_order(tensors, labels):
+    "Return in words how the targets of a score file differ from a set's labels."
+    targets = tensors['targets'].long()
+    n = int(max(targets.max(), labels.max()))+1
+    there, here = (torch.bincount(t.clamp(min=0), minlength=n) for t in (targets, labels))
+    other = (there!=here).nonzero()
+    if len(other):
+        c = other[0].item()
+        return f'class {c} has {there[c]:,} images there and {here[c]:,} here'
+    file_sorted, set_sorted = (bool((t.diff()>=0).all()) for t in (targets, labels))
+    if file_sorted: return 'the file goes class after class, the set does not'
+    if set_sorted: return 'the set goes class after class, the file does not'
+    return 'neither goes class after class' 
+
 # %% ../nbs/library/044_scores.ipynb #aa1285b2
 def read_ccs_scores(
     path,          # `imagenet-data-score.pt`, or a file of the same layout
@@ -241,8 +256,8 @@ def read_ccs_scores(
     check_length(path, len(tensors['targets']), len(labels))
     wrong = (tensors['targets'].long()!=labels).sum().item()
     if wrong:
-        raise Refused(f"{path}: {wrong:,} targets differ from the set's labels",
-                      "its order is ImageFolder's, sorted class folders, then sorted files")
+        raise Refused(f"{path}: {wrong:,} targets differ from the set's labels ({_other_order(tensors, labels)})",
+                      "its order must be ImageFolder's: sorted class folders, then sorted files")
     forgetting = tensors['forgetting'].float()
     return {'el2n':           tensors['el2n'].float(),
             'forgetting':     forgetting,

@@ -69,7 +69,8 @@ class Commands(typer.core.TyperGroup):
 
 def _terminated(*_): raise KeyboardInterrupt
 
-OUR_WARNINGS = ('DamagedFileWarning','SlowNetworkWarning','ReadingNote') # by name: their modules are heavy
+OUR_WARNINGS = ( # by name: their modules are heavy
+    'DamagedFileWarning','SlowNetworkWarning','ClassOrderWarning','ReadingNote')
 
 def _warn(usual, message, category, *more, **kw):
     "Print our own warnings as a line, others as they are."

@@ -61,6 +61,7 @@ Every number of the notebooks and the README is read from one of these files.
 A row of a `.jsonl` file is one run: its configuration, the hash of it, what was measured, and on what.
 Rows that are there are not made again, so a command adds what is missing.
 Scripts in `make/` are named after the notebook that reads their file.
+`python nbs/results/make/synthetic_imagenet.py OUT` makes no file of these, but a synthetic ImageNet for rehearsals.
 
 Devices and versions are those that the files name ("–": the file names none).
 Dates are the first and the last commit that changed a file; on 2026-11-27 all rows got new keys, not new numbers.
