@@ -88,7 +88,8 @@ def index_memory(folder):
     start = time.perf_counter()
     names = [f'{wnid(c)}/{wnid(c)}_{i}.JPEG' for i, c in enumerate(labels)]
     sources = [f'/data/imagenet/train/{name}' for name in names]
-    full = ImageSet(LazyImages(sources, 224), torch.from_numpy(labels), tuple(map(wnid, range(1000))), files=tuple(names))
+    classes = tuple(map(wnid, range(1000)))
+    full = ImageSet(LazyImages(sources, 224), torch.from_numpy(labels), classes, files=tuple(names))
     found['names, paths and labels'] = rss()
     published = read_ccs_scores(file, full.labels)
     found['published scores'] = rss()
@@ -101,8 +102,7 @@ def apart(folder):
     "Measure in a process of its own, whose memory nothing else has touched."
     code = f'import json, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import e02_rehearsal as e; ' \
            f'print(json.dumps(e.index_memory({str(folder)!r})))'
-    index_memory_file = Path(folder)/'scores.pt'
-    if not index_memory_file.exists():
+    if not (Path(folder)/'scores.pt').exists():
         subprocess.run([sys.executable, '-c', code], check=True, stdout=subprocess.DEVNULL)  # writes the score file
     done = subprocess.run([sys.executable, '-c', code], check=True, text=True, stdout=subprocess.PIPE)
     return json.loads(done.stdout.splitlines()[-1])
@@ -122,7 +122,8 @@ def main(root, home):
         print(step, flush=True)
         before = size_of(home)
         took = run(command, root, home)
-        kept['rows'].append(dict(step=step, command=command, disk=size_of(home)-before, load=os.getloadavg()[0], **took))
+        about = dict(step=step, command=command, disk=size_of(home)-before, load=os.getloadavg()[0])
+        kept['rows'].append(about | took)
         OUT.write_text(json.dumps(kept, indent=1)+'\n')
     kept['index'] = apart(home)
     OUT.write_text(json.dumps(kept, indent=1)+'\n')
