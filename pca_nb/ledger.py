@@ -169,7 +169,7 @@ def seen_places(
 
 def ledger(
     judged:pd.DataFrame, # from `judge_all`
-) -> pd.DataFrame: # index: number, then letters for ours; claim, paper, tested, shown, reason; per place verdict and text
+) -> pd.DataFrame: # index: number, or letter for ours; claim, paper, tested, shown, reason; verdict and text per place
     "Return the claims, one line each."
     claims = read_claims()
     lines = [_line(claim, judged[judged.no==claim['no']].set_index('place'), seen_places(judged))
