@@ -94,7 +94,8 @@ def show_plan(
     show(cost_table(work, rates), f'{work.n_classes:,} classes at {work.size} px; ~ is extrapolated')
     for line in assumptions(work, rates): out.print(f'assumed: {line}')
     for what,lines in commands(work):
-        out.print(f'\n# {what}')
+        out.print('')
+        out.print(f'# {what}')
         for line in lines: out.print(line)
 
 @imagenet_app.command(name='plan')

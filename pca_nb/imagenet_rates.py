@@ -88,11 +88,13 @@ class Rates:
 
     def lines(self) -> list:
         "Say what was measured."
+        usual = RECIPES['hard'].batch
+        fewer = '' if self.batch==usual else f' (the recipe has {usual})'
         return [f'device: {self.device}',
                 f'decoding: {self.decode:,.0f} images/s with all cores, over {self.decoded:,} images',
                 f'prepared shards: {self.write/1e6:,.0f} MB/s written, {self.read:,.0f} images/s read (from memory)',
-                f'ResNet-18: {self.train:,.0f} images/s in training, {self.batch} per step; '
-                f'{self.forward:,.0f} images/s asked',
+                f'ResNet-18: {self.train:,.0f} images/s in training, {self.batch} per step{fewer}; '
+                f'{self.forward:,.0f} images/s in predicting',
                 f'PNG: {self.encode:,.0f} images/s with all cores, {self.png_bytes/1e3:,.0f} kB each',
                 f'memory of this process: {self.process/1e9:.1f} GB']
 

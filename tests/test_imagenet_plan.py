@@ -1,5 +1,7 @@
 "The plan for ImageNet: arithmetic that adds up, and commands that exist."
 import shlex
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -153,7 +155,7 @@ def test_the_plan_of_a_small_tree(tree, tmp_path, shell):
     said = shell('imagenet', 'plan', tree, '--gpus', 2, '--home', tmp_path/'x', '--size', 32, '--ipc', '1,10',
                  '--device', 'cpu')
     assert "20 classes are not ImageNet's 1,000" in said and '200 training images of 20 classes' in said
-    assert 'measured: device: ' in said and 'over 200 images' in said and '16 per step' in said
+    assert 'measured: device: ' in said and 'over 200 images' in said and '16 per step (the recipe has 128)' in said
     assert 'pca at IPC 10' in said and '~ is extrapolated from the measurements above; hours are on 2 cards' in said
     lines = [line for line in said.splitlines() if 'pca-nb ' in line and not line.startswith(('measured', 'assumed'))]
     tree_ = read_tree(tree)
@@ -177,6 +179,16 @@ def test_the_first_commands_of_a_plan_run(tree, tmp_path, shell):
         shell(*words, *quick[name])
         done.add(name)
     assert done == set(quick) and (tmp_path/'x'/'runs'/'evaluate.jsonl').exists()
+
+
+@pytest.mark.parametrize('words', ['imagenet --help', 'imagenet plan --help', 'imagenet prepare --help'])
+def test_help_imports_nothing_heavy(words, clean_env):
+    code = ("import sys; from pca_nb import cli\n"
+            f"sys.argv = ['pca-nb', *{words.split()!r}]\n"
+            "try: cli.main()\n"
+            "except SystemExit: print(sorted({'torch', 'numpy', 'pandas', 'PIL'} & {*sys.modules}))")
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=clean_env)
+    assert 'Usage: pca-nb imagenet' in r.stdout and r.stdout.rstrip().endswith('[]'), r.stdout+r.stderr
 
 
 def test_protocol_and_ipc_are_checked_before_anything_is_listed(tmp_path, shell):
