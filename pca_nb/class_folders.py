@@ -16,7 +16,10 @@ from .listing import choose_images, kind_of_file, Listing, pick_split, ReadOptio
 # %% ../nbs/library/008_class_folders.ipynb #6b000006
 _SPLIT_WORDS = {word for words in SPLITS.values() for word in words}
 
-def _tops(names): return sorted({PurePosixPath(name).parts[0] for name in names if '/' in name})
+def _tops(names):
+    "Return the first folder of every path, each once; of a folder's files one is taken apart, since there are many."
+    one_each = {name.rpartition('/')[0]:name for name in names if '/' in name}
+    return sorted({PurePosixPath(name).parts[0] for name in one_each.values()})
 
 def _below(names, top): return [name for name in names if name.startswith(f'{top}/')]
 

@@ -22,6 +22,7 @@ from .cli_images import Arch, Device, ProtocolName, Seeds, Size, app, check_name
 from .cli_training import read_pair, say_ensemble
 from .cli_grid import (
     Home, Minutes, run_announced, show_rows, stop_if_runs_are_left, time_budget, Together, Workers)
+from .cli_imagenet import imagenet_app
 
 # %% ../nbs/app/100_cli.ipynb #0a540006
 @app.command()
@@ -298,6 +299,8 @@ def speed_command(
     fail_if_regressed(table)
 
 # %% ../nbs/app/100_cli.ipynb #0a540015
+app.add_typer(imagenet_app, name='imagenet')
+
 OLD_COMMANDS = dict(bench='benchmark', teacher='train-teacher', labels='store-labels')
 
 def main():

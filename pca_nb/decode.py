@@ -126,6 +126,7 @@ def read_image(
 class LazyImages:
     "Images that are decoded when indexed: looks like a uint8 (N,3,size,size) tensor."
     dtype = torch.uint8
+    per_job = 1 # images per job of a thread
     def __init__(self,
         sources,         # N paths, encoded images, or objects whose `read()` returns one
         size:int,        # side of every decoded image, pixels
@@ -154,8 +155,9 @@ class LazyImages:
         "Begin to decode some images in the background."
         idx = torch.arange(len(self))[idx].reshape(-1).tolist()
         out = torch.empty(len(idx), *self.shape[1:], dtype=torch.uint8)
-        def one(k, i): out[k] = self.decode(i)
-        jobs = [thread_pool(self.workers).submit(one, k, i) for k,i in enumerate(idx)]
+        def some(first):
+            for k in range(first, min(first+self.per_job, len(idx))): out[k] = self.decode(idx[k])
+        jobs = [thread_pool(self.workers).submit(some, k) for k in range(0, len(idx), self.per_job)]
         def wait():
             for job in jobs: job.result()
             return out

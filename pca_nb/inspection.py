@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 from PIL import Image
+from torch import Tensor
 from .core import printable
 from .machine import thread_pool
 from .decode import MAX_RESIDENT_BYTES, read_image
@@ -119,7 +120,7 @@ _SIDE = 64 # pixels per example image
 
 def _example(listing, i):
     "Return a small picture, or `None` of a damaged image."
-    try: pixels = read_image(listing.sources[i], _SIDE) if listing.images is None else listing.images[i]
+    try: pixels = read_image(listing.sources[i], _SIDE) if listing.images is None else listing.images[i:i+1][0]
     except ValueError: return None
     return Image.fromarray(pixels.permute(1,2,0).numpy()).resize((_SIDE,_SIDE), Image.Resampling.NEAREST)
 
@@ -160,7 +161,7 @@ _DECODED_PER_SECOND = 3*10**7 # pixels in a thread: about the mean of JPEG (50 t
 def _undecoded(splits, wanted):
     "Return why pixels are not decoded; '' if they are."
     if wanted: return ''
-    pixels = sum(len(s.listing)*s.headers.pixels for s in splits.values() if s.listing.images is None)
+    pixels = sum(len(s.listing)*s.headers.pixels for s in splits.values() if not isinstance(s.listing.images, Tensor))
     if wanted is None and pixels<=MAX_UNASKED_PIXELS: return ''
     seconds = pixels/_DECODED_PER_SECOND/thread_pool()._max_workers
     return (f'not looked for: {pixels/1e6:,.1f} megapixels to decode, about {duration(seconds)}; '

@@ -23,6 +23,7 @@ from .archives import is_zip, list_zip
 from .tensor_files import is_tensor_file, is_tensor_folder, list_tensor_file, list_tensor_folder
 from .shards import is_webdataset
 from .webdataset import list_webdataset
+from .prepared import is_prepared, list_prepared
 
 # %% ../nbs/library/023_layouts.ipynb #8f000006
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ LAYOUTS = { # name -> Layout, tried in this order
         is_npz, list_npz, 'set.npz', 'pixels, labels and provenance as they were saved'),
     'written by save_folder': Layout(
         is_export, list_export, 'set/pca_nb.json, set/images/dog/00000.png', 'by its manifest'),
+    'prepared images': Layout(
+        is_prepared, list_prepared, 'imagenet/prepared.npz, imagenet/shard-00000.npy',
+        'mapped into memory, as `pca-nb imagenet prepare` wrote them'),
     'image list': Layout(
         is_image_list, list_image_list, 'pets.csv, pets.tsv',
         'a line per image; paths are relative to the list; a column `split` is heeded'),
