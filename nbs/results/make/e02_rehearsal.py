@@ -27,7 +27,7 @@ TORCHRUN = 'torchrun --standalone --no-python --nproc-per-node 2 '
 EVALUATE = f'pca-nb evaluate HOME/sets/{{}} --test HOME/val {NET} --seeds 1 --epochs 60 --home HOME/runs'
 COMPRESS = 'pca-nb compress HOME/train --out HOME/sets/{0} --method {1} --ipc 1 --scores {2}'
 STEPS = {  # name -> command
-    'plan': 'pca-nb imagenet plan ROOT --home HOME/plan --gpus 8',
+    'plan': 'pca-nb imagenet plan ROOT --home HOME/plan --gpus 8 --ipc 1',
     'prepare at 224 px': 'pca-nb imagenet prepare ROOT --out HOME/train224',
     'prepare at 64 px': 'pca-nb imagenet prepare ROOT --out HOME/train --size 64',
     'prepare validation': 'pca-nb imagenet prepare ROOT --out HOME/val --size 64 --split validation --zoom 1.142857',
@@ -125,6 +125,8 @@ def main(root, home):
         about = dict(step=step, command=command, disk=size_of(home)-before, load=os.getloadavg()[0])
         kept['rows'].append(about | took)
         OUT.write_text(json.dumps(kept, indent=1)+'\n')
+    from pca_nb.imagenet_rates import measure, read_tree
+    kept['rates'] = vars(measure(read_tree(root).train, home/'plan', device='cpu'))
     kept['index'] = apart(home)
     OUT.write_text(json.dumps(kept, indent=1)+'\n')
 
