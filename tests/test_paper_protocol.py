@@ -255,6 +255,21 @@ def test_benchmark_under_the_papers_protocol(tree, shell, tmp_path):
     assert (r['epochs'], r['batch'], r['eval_zoom'], row['cfg']['arch']) == (300, 128, ZOOM, 'convnet2-w32')
 
 
+def test_soft_labels_live_and_stored_under_the_papers_protocol(tree, shell, tmp_path):
+    teacher, labels, home = tmp_path/'t.pt', tmp_path/'labels', tmp_path/'home'
+    sets = (tree/'train', '--test', tree/'val')
+    how = ('--protocol', 'paper', '--size', 16, '--device', 'cpu')
+    shell('train-teacher', *sets, '--out', teacher, '--arch', 'convnet2-w32', *how)
+    shell('store-labels', tree/'train', '--teacher', teacher, '--test', tree/'val', '--out', labels, '--codec', 'fp32',
+          *how)
+    for given in (teacher, labels):
+        shell('evaluate', *sets, '--recipe', 'soft', '--teacher', given, '--seeds', 1, '--home', home, '--arch',
+              'convnet2-w32', *how)
+    live, stored = ResultStore(home/'evaluate.jsonl').all()
+    assert live['cfg'] == stored['cfg'] and live['cfg']['augment']['mix'] == 'cutmix' and live['cfg']['epochs'] == 300
+    assert (live['top1'], live['nll']) == (stored['top1'], stored['nll'])
+
+
 COMMANDS = {
     'evaluate': ('nowhere', '--test', 'nowhere'), 'score': ('nowhere', '--out', 's.npz'),
     'train-teacher': ('nowhere', '--test', 'nowhere', '--out', 't.pt'),
