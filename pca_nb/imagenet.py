@@ -221,6 +221,7 @@ def cost_table(
     each = costs(work, rates)
     return pd.DataFrame([cost.row() for cost in [*each, total(each)]]).set_index('step')
 
+# %% ../nbs/app/099b_imagenet.ipynb #9a22d009
 def assumptions(
     work:Work,
     rates:Rates,
