@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SELECTED', 'BLOCKS', 'USED', 'LISTED_BYTES', 'LISTING_BYTES', 'Sets', 'Work', 'plan_work',
-           'share_of_resnet18', 'run_seconds', 'full_seconds', 'prepare_seconds', 'Cost', 'costs',
+           'share_of_resnet18', 'run_seconds', 'full_seconds', 'prepare_seconds', 'Cost', 'costs', 'total',
            'cost_table', 'assumptions']
 
 # %% ../nbs/app/099b_imagenet.ipynb #9a22d003
@@ -205,13 +205,23 @@ def costs(
             *(_run_costs(work, rates, block, ipc) for block,ipc in evaluated),
             *(_label_costs(work, rates, ipc) for ipc in ipcs)]
 
+def total(
+    each:list,  # of `Cost`
+) -> Cost:
+    "Return the sum of all steps but those that are alternatives."
+    each = [c for c in each if not c.step.startswith('or ')]
+    return Cost('in all, without the lines with "or"', sum(c.runs for c in each), sum(c.seconds for c in each),
+                sum(c.disk for c in each), False, max(c.memory for c in each))
+
 def cost_table(
     work:Work,
     rates:Rates,
 ) -> pd.DataFrame: # texts
-    "Return the costs as a table; ~ marks what is extrapolated."
-    return pd.DataFrame([cost.row() for cost in costs(work, rates)]).set_index('step')
+    "Return the costs as a table, their sum in the last row; ~ marks what is extrapolated."
+    each = costs(work, rates)
+    return pd.DataFrame([cost.row() for cost in [*each, total(each)]]).set_index('step')
 
+# %% ../nbs/app/099b_imagenet.ipynb #9a22d009
 def assumptions(
     work:Work,
     rates:Rates,

@@ -269,5 +269,8 @@ def test_skipped_images_are_listed_by_the_command(tree, tmp_path, shell):
     words = ('imagenet', 'prepare', root, '--out', tmp_path/'x', '--size', 32)
     assert 'an empty file' in shell(*words, ok=False)
     said = shell(*words, '--skip-damaged')
-    assert 'prepared: 23 images' in said and victim.name in (tmp_path/'x'/'damaged.txt').read_text()
+    assert 'prepared: 23 images' in said
+    shell(*words, '--skip-damaged')   # again: nothing is made, and nothing is listed twice
+    assert victim.name in (tmp_path/'x'/'damaged.txt').read_text().splitlines()[0].split('\t')[0]
+    assert len((tmp_path/'x'/'damaged.txt').read_text().splitlines()) == 1
     assert json.loads((tmp_path/'x'/'preparing.json').read_text())['images'] == 24
