@@ -7,6 +7,7 @@ __all__ = ['check_teachers_fit', 'EvaluationPlan', 'Evaluation', 'evaluate', 'tr
            'store_labels']
 
 # %% ../nbs/app/092_evaluation.ipynb #0a500002
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,7 +54,8 @@ def check_teachers_fit(
 # %% ../nbs/app/092_evaluation.ipynb #92a00001
 def _check_zoom(test, protocol):
     "Refuse test images that are decoded at another zoom than the protocol's."
-    if protocol.scaled or not isinstance(test.images, LazyImages) or test.images.zoom==protocol.eval_zoom: return
+    if protocol.scaled or not isinstance(test.images, LazyImages): return
+    if math.isclose(test.images.zoom, protocol.eval_zoom, rel_tol=1e-3): return
     raise Refused(f'{test!r} is read at zoom {test.images.zoom:g}, this protocol tests at {protocol.eval_zoom:g}',
                   'read it with load_data(…, zoom=256/224)')
 

@@ -74,9 +74,10 @@ class PreparedImages(LazyImages):
         counts,       # images per shard
         side:int,     # of the stored images, pixels
         size:int=0,   # side of what is read, pixels; 0 = as stored
+        zoom:float=1.,# at which they were prepared, see `center_crop_resize`
         workers:int=0,# threads; 0 = one per core
     ):
-        super().__init__(range(sum(counts)), size or side, workers=workers, where=str(folder))
+        super().__init__(range(sum(counts)), size or side, zoom, workers, where=str(folder))
         self.folder, self.counts, self.side = Path(folder), tuple(counts), side
         self.begins = [0, *accumulate(self.counts)] # where every shard begins, and the end
         self.maps = {} # of this process: number -> images
@@ -287,7 +288,7 @@ def list_prepared(
     with name_file_in_errors(path): a, about = _read_index(path)
     _check_zoom(path, about['zoom'], options.zoom)
     split = pick_split(path, [about['split']], options.split) if about['split'] else ''
-    images = PreparedImages(path, a['counts'].tolist(), about['size'], options.size or 0)
+    images = PreparedImages(path, a['counts'].tolist(), about['size'], options.size or 0, about['zoom'])
     images.check()
     details = dict(name=about['name'], grid=about['grid'], index=torch.from_numpy(a['index']),
                    stats=tuple(map(tuple, about['stats'])))

@@ -16,6 +16,7 @@ from pca_nb.compression import compress
 from pca_nb.core import Refused
 from pca_nb.datasets import load_data
 from pca_nb.decode import decode_all, LazyImages, read_image
+from pca_nb.evaluation import EvaluationPlan
 from pca_nb.files import save_folder
 from pca_nb.imageset import content_hash
 from pca_nb.inspection import inspect
@@ -274,3 +275,16 @@ def test_skipped_images_are_listed_by_the_command(tree, tmp_path, shell):
     assert victim.name in (tmp_path/'x'/'damaged.txt').read_text().splitlines()[0].split('\t')[0]
     assert len((tmp_path/'x'/'damaged.txt').read_text().splitlines()) == 1
     assert json.loads((tmp_path/'x'/'preparing.json').read_text())['images'] == 24
+
+
+def test_the_papers_protocol_wants_test_images_of_its_zoom(tree, tmp_path):
+    "the plan prints the zoom with six digits; what was prepared at another one is refused"
+    small = load_data(tree, 'train', 64)
+    for name, zoom in (('right', 1.142857), ('wrong', 1.)):
+        prepare(list_images(tree, ReadOptions('validation')), tmp_path/name, PrepareCfg(size=64, zoom=zoom))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')          # val is read in the place of test, and is zoomed; the network is slow
+        right, wrong = (load_data(tmp_path/name, 'test') for name in ('right', 'wrong'))
+        assert EvaluationPlan(small, right, protocol='paper', device='cpu').cfg.batch == 128
+        with pytest.raises(Refused, match='is read at zoom 1, this protocol tests at 1.14'):
+            EvaluationPlan(small, wrong, protocol='paper', device='cpu')
