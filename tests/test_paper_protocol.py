@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from pca_nb import evaluation
+from pca_nb.core import Refused
 from pca_nb.datasets import load_data
 from pca_nb.defaults import default_recipe
 from pca_nb.evaluation import Evaluation, teacher_run
 from pca_nb.imageset import ImageSet
 from pca_nb.models import make_model
-from pca_nb.objective import param_groups
+from pca_nb.objective import LabelSource, param_groups
 from pca_nb.paper import PAPER_RECIPES
 from pca_nb.protocols import PAPER_PROTOCOL, recipe_for
 from pca_nb.recipes import RECIPES, SOFT_LOSSES
@@ -268,6 +270,26 @@ def test_soft_labels_live_and_stored_under_the_papers_protocol(tree, shell, tmp_
     live, stored = ResultStore(home/'evaluate.jsonl').all()
     assert live['cfg'] == stored['cfg'] and live['cfg']['augment']['mix'] == 'cutmix' and live['cfg']['epochs'] == 300
     assert (live['top1'], live['nll']) == (stored['top1'], stored['nll'])
+
+
+def test_test_images_that_are_read_at_another_zoom_are_refused(tree):
+    train = load_data(tree/'train', size=16)
+    held = {zoom: load_data(tree/'val', 'test', 16, zoom, resident=False) for zoom in (1., ZOOM)}
+    how = dict(arch='convnet2-w32', device='cpu')
+    with pytest.raises(Refused, match=r'is read at zoom 1, this protocol tests at 1\.14.*zoom=256/224'):
+        Evaluation(train, held[1.], protocol='paper', **how)
+    Evaluation(train, held[ZOOM], protocol='paper', **how)
+    Evaluation(train, held[1.], **how)
+
+
+@pytest.mark.parametrize('protocol, arch', [('paper', 'resnet18'), ('default', 'convnet2-w32')])
+def test_a_teacher_without_a_name_is_the_papers_network_whatever_the_student_is(protocol, arch, tree, monkeypatch):
+    train = load_data(tree/'train', size=16)
+    asked = []
+    monkeypatch.setattr(evaluation, 'label_source', lambda *given: asked.append(given[3]) or LabelSource())
+    monkeypatch.setattr(LabelSource, 'check', lambda *_: None)
+    Evaluation(train, train, 'soft', 'imagenet', 'convnet2-w32', device='cpu', protocol=protocol)
+    assert asked == [arch]
 
 
 COMMANDS = {
