@@ -243,13 +243,15 @@ def table(
 ):
     "Make the rows of one table of the paper, those that are missing, and print it."
     from pca_nb.result_store import ResultStore
-    from pca_nb.tables import BASELINES, SCALES, label_rows, rows_file, runs_for
+    from pca_nb.tables import BASELINES, SCALES, count_seeds, label_rows, rows_file, runs_for
     budget = time_budget(minutes)
     runs = [(label,c) for label,c in runs_for(name, scale, ipc_list(ipc)) if not seeds or c.seed<seeds]
     store = ResultStore(rows or rows_file(scale, home))
     run_announced([c for _,c in runs], store, home, workers, None, device, budget, together)
+    made = label_rows(runs, store)
     where = f'{SCALES[scale].data} at {SCALES[scale].size} px'
-    show_rows(label_rows(runs, store), f'{name} at scale {scale}: {where}', BASELINES.get(name, 'random'))
+    n = count_seeds(made) if len(made) else 'no rows'
+    show_rows(made, f'{name} at scale {scale}: {where}, {n}', BASELINES.get(name, 'random'))
     out.print(f'rows: {store.path.resolve()}')
     stop_if_runs_are_left(budget)
 

@@ -43,7 +43,7 @@ PROTOCOLS = { # data -> Protocol; others follow `protocol_for`
 }
 
 # %% ../nbs/benchmark/060_protocols.ipynb #34a0b002
-CPU_SCALE_DATA = ('cifar10', 'imagenette', *(f'tinyimagenet{c}' for c in (10,25,50,100))) # see 42_tables
+CPU_SCALE_DATA = ('cifar10', 'imagenette', *(f'tinyimagenet{c}' for c in (10,25,50,100))) # see tables
 
 def _depth(size):
     "Return the blocks of a ConvNet that ends in 4×4 positions (5×5 at 160 px)."
