@@ -243,6 +243,7 @@ def label_rows(
     have = {} if frame.empty else {row['key']: row for row in frame.to_dict('records')}
     return pd.DataFrame([have[cfg.key]|dict(method=label) for label,cfg in runs if cfg.key in have])
 
+# %% ../nbs/benchmark/075_tables.ipynb #74a00003
 def read_table(
     table:str, # a key of `TABLES`
     scale:str, # a key of `SCALES`
@@ -268,6 +269,7 @@ def _short_cell(runs, frame):
         if have.get(cell, 0)<least: return f"{cell[0]!r} at IPC {cell[1]} has {have.get(cell, 0)} of at least {least}"
     return ''
 
+# %% ../nbs/benchmark/075_tables.ipynb #74a00004
 def count_seeds(
     frame, # as `read_table` returns it
 ) -> str:  # 'n = 5', or 'n = 3 to 10' from the cell with the fewest runs to that with the most
