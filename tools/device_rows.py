@@ -25,6 +25,7 @@ WANTED = (  # table, scale, IPCs (() = all), most seeds; from the top
     ('t05', 'tiny', (10, 50), 10),
     ('t07', 'tiny', (10,), 10),
     ('t05', 'imagenette160-resnet18', (10, 50), 3),
+    ('x01-long', 'cifar10', (), 3),
     ('x01-steps', 'imagenette', (), 3),
     ('x01-place', 'tiny25', (), 3),
     ('x01-place', 'tiny50', (), 3),

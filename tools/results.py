@@ -38,6 +38,7 @@ MADE = {  # file -> the command that makes it; `HOME` is a grid's folder, `--hom
     'own-images.json': f'`{MAKE}/defaults_own_images.py`',
     'pixels.json': f'`{MAKE}/t25_pixels.py`',
     'reading.json': f'`{MAKE}/reading.py`',
+    'rehearsal.json': f'`{MAKE}/e02_rehearsal.py ROOT HOME`, where ROOT is made by `synthetic_imagenet.py`',
     'relabel.json': f'`{MAKE}/t26_relabel_profile.py`',
     'scale.json': f'`{MAKE}/4_more_machines.py --workers 1,2 --processes 1,2`',
     'rows-before.json': '`pca_nb.evidence.count_rows` of the rows on 2026-12-01; no command is kept',

@@ -11,7 +11,7 @@ nbs/experiments/e02_imagenet.ipynb reads.
 import argparse
 import json
 import os
-import resource
+import re
 import shlex
 import subprocess
 import sys
@@ -67,7 +67,10 @@ def size_of(folder):
 
 # --- the full index -------------------------------------------------------------------------------------------------
 
-def rss(): return 1024*resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def rss():
+    "Return the largest memory of this process so far; `getrusage` would count its parent's too."
+    status = Path('/proc/self/status').read_text()
+    return 1024*int(re.search(r'VmHWM:\s+(\d+) kB', status)[1])
 
 
 def index_memory(folder):
@@ -125,9 +128,9 @@ def main(root, home):
         about = dict(step=step, command=command, disk=size_of(home)-before, load=os.getloadavg()[0])
         kept['rows'].append(about | took)
         OUT.write_text(json.dumps(kept, indent=1)+'\n')
+    kept['index'] = apart(home)
     from pca_nb.imagenet_rates import measure, read_tree
     kept['rates'] = vars(measure(read_tree(root).train, home/'plan', device='cpu'))
-    kept['index'] = apart(home)
     OUT.write_text(json.dumps(kept, indent=1)+'\n')
 
 
