@@ -6,10 +6,10 @@
 __all__ = ['DataArgument', 'DataOption', 'Methods', 'Ipcs', 'Recipes', 'RowsFile', 'OwnTest', 'CellFactor',
            'CellShrink', 'RowsArgument', 'ReportOut', 'ReportData', 'ReportScores', 'ReportTable',
            'ReportScale', 'TableName', 'TableScaleName', 'TableIpcs', 'MostSeeds', 'TableRows', 'Quick',
-           'Only', 'SpeedOut', 'OLD_COMMANDS', 'demo', 'teachers_of', 'label_bytes_ratio', 'ipc_list',
-           'method_list', 'one_name', 'say_cost_of_sets', 'own_images', 'say_own_duplicates',
-           'show_benchmark', 'benchmark_command', 'report_command', 'table', 'show_speed',
-           'fail_if_regressed', 'speed_command', 'main']
+           'Only', 'SpeedOut', 'OLD_COMMANDS', 'demo', 'teachers_of', 'label_bytes_ratio', 'method_list',
+           'one_name', 'say_cost_of_sets', 'own_images', 'say_own_duplicates', 'show_benchmark',
+           'benchmark_command', 'report_command', 'table', 'show_speed', 'fail_if_regressed', 'speed_command',
+           'main']
 
 # %% ../nbs/app/105_cli.ipynb #0a540002
 from pathlib import Path
@@ -18,7 +18,8 @@ from typing import Annotated as A, Optional
 import typer
 from .terminal import complain, current_name, out, run, show
 from .cli_reading import option, read_images, ReadingTest, reads, say_duplicates, say_reading
-from .cli_images import Arch, Device, ProtocolName, Seeds, Size, app, check_names, comma_list, read_as, trains
+from .cli_images import (
+    Arch, Device, ProtocolName, Seeds, Size, app, check_names, comma_list, ipc_list, read_as, trains)
 from .cli_training import read_pair, say_ensemble
 from .cli_grid import (
     Home, Minutes, run_announced, show_rows, stop_if_runs_are_left, time_budget, Together, Workers)
@@ -66,15 +67,6 @@ def label_bytes_ratio(
     return (soft.fkd_bytes/soft.image_bytes).mean()
 
 # %% ../nbs/app/105_cli.ipynb #0a540009
-def ipc_list(
-    text:str, # the option --ipc
-) -> tuple:   # whole numbers from 1
-    "Return the budgets of a comma-separated option."
-    from pca_nb.core import Refused
-    odd = [i for i in comma_list(text) if not i.isdigit() or int(i)<1]
-    if odd: raise Refused(f'--ipc {odd[0]!r}', 'give whole numbers from 1, separated by commas')
-    return tuple(map(int, comma_list(text)))
-
 def method_list(
     text:str, # the option --methods; 'all' stands for the paper's columns
 ) -> tuple:   # keys of `METHODS`, each once

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['imagenet_app', 'ImageRoot', 'PreparedOut', 'PreparedSize', 'PreparedSplit', 'LeaveOut', 'Zoom', 'PlanHome',
            'Gpus', 'PublishedScores', 'PlanProtocol', 'PlanIpcs', 'say_time_left', 'prepare_command',
-           'whole_numbers', 'show_plan', 'plan_command']
+           'show_plan', 'plan_command']
 
 # %% ../nbs/app/104_cli_imagenet.ipynb #9a22c003
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Annotated as A, Optional
 import typer
 from .terminal import out, show
 from .cli_reading import option, say_reading
-from .cli_images import comma_list, Device, Seeds
+from .cli_images import Device, ipc_list, Seeds
 
 # %% ../nbs/app/104_cli_imagenet.ipynb #9a22c007
 imagenet_app = typer.Typer(no_args_is_help=True, rich_markup_mode='markdown',
@@ -77,15 +77,6 @@ PublishedScores = A[Optional[Path], option("Scores that are there already: a pub
 PlanProtocol = A[str, option("paper (its tables' settings, nothing scaled) or default.")]
 PlanIpcs = A[str, option("Comma-separated images per class; empty = the paper's.")]
 
-def whole_numbers(
-    text:str, # the option --ipc
-) -> tuple:
-    "Return the numbers of a comma-separated option."
-    from pca_nb.core import Refused
-    odd = [i for i in comma_list(text) if not i.isdigit() or int(i)<1]
-    if odd: raise Refused(f'--ipc {odd[0]!r}', 'give whole numbers from 1, separated by commas')
-    return tuple(map(int, comma_list(text)))
-
 # %% ../nbs/app/104_cli_imagenet.ipynb #9a22c00f
 def show_plan(
     work,  # `Work`
@@ -114,7 +105,7 @@ def plan_command(
     from pca_nb.machine import pick_device
     from pca_nb.paper import IPCS
     pick_device(device)
-    ipcs = whole_numbers(ipc) or IPCS
+    ipcs = ipc_list(ipc) or IPCS
     tree = read_tree(root)
     for line in tree.lines(): out.print(line)
     work = plan_work(tree, root, home, gpus=gpus, size=size, ipcs=ipcs, seeds=seeds, protocol=protocol,

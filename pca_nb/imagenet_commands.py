@@ -33,6 +33,7 @@ class Paths:
         small = self.small(method, ipc)
         return small.with_name(f'{small.name}-ready') if large else small
 
+# %% ../nbs/app/103_imagenet_commands.ipynb #9a22e007
 def _protocol(work): return ('--protocol', 'paper') if work.protocol=='paper' else ()
 
 def _everywhere(work):
@@ -52,6 +53,7 @@ def _first_commands(work, paths):
         yield _command(*_everywhere(work), 'pca-nb','train-teacher', paths.train, '--test', paths.val, '--out',
                        paths.teacher, '--arch','resnet18')
 
+# %% ../nbs/app/103_imagenet_commands.ipynb #9a22e009
 def _set_commands(work, paths, ipc):
     "Yield the commands that make all sets of one IPC."
     for m in work.made(ipc):
