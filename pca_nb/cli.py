@@ -19,10 +19,10 @@ import typer
 from .terminal import complain, current_name, out, run, show
 from .cli_reading import option, read_images, ReadingTest, reads, say_duplicates, say_reading
 from .cli_images import (
-    Arch, Device, ProtocolName, Seeds, Size, app, check_names, comma_list, ipc_list, read_as, trains)
+    Arch, Device, ProtocolName, Seeds, Size, app, check_names, comma_list, read_as, trains)
 from .cli_training import read_pair, say_ensemble
 from .cli_grid import (
-    Home, Minutes, run_announced, show_rows, stop_if_runs_are_left, time_budget, Together, Workers)
+    Home, ipc_list, Minutes, run_announced, show_rows, stop_if_runs_are_left, time_budget, Together, Workers)
 from .cli_imagenet import imagenet_app
 
 # %% ../nbs/app/105_cli.ipynb #0a540006

@@ -14,7 +14,8 @@ from typing import Annotated as A, Optional
 import typer
 from .terminal import out, show
 from .cli_reading import option, say_reading
-from .cli_images import Device, ipc_list, Seeds
+from .cli_images import Device, Seeds
+from .cli_grid import ipc_list
 
 # %% ../nbs/app/104_cli_imagenet.ipynb #9a22c007
 imagenet_app = typer.Typer(no_args_is_help=True, rich_markup_mode='markdown',

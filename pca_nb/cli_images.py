@@ -6,7 +6,7 @@
 __all__ = ['app', 'Data', 'Size', 'Arch', 'MinTop1', 'Device', 'ProtocolName', 'Seeds', 'NoGraph', 'Place',
            'Duplicates', 'Near', 'ScoreOut', 'ScheduleEpochs', 'StopEpoch', 'OutFolder', 'MethodName', 'Ipc',
            'Factor', 'Shrink', 'ScoringEpochs', 'ScoreFile', 'MakerFiles', 'Steps', 'ImageFormat',
-           'unrecorded_steps', 'trains', 'comma_list', 'file_list', 'ipc_list', 'check_names', 'read_as',
+           'unrecorded_steps', 'trains', 'comma_list', 'file_list', 'check_names', 'read_as',
            'inspect_command', 'say_accuracy', 'score_table', 'score_command', 'check_compress', 'works_alone',
            'rank', 'say_synthesis', 'make_or_say_how_to_resume', 'say_compressed', 'say_made', 'compress']
 
@@ -78,15 +78,6 @@ def file_list(
 ) -> list:    # their names
     "Return file names; a file whose name has a comma is one file."
     return [text] if Path(text).is_file() else comma_list(text)
-
-def ipc_list(
-    text:str, # the option --ipc
-) -> tuple:   # whole numbers from 1
-    "Return the budgets of a comma-separated option."
-    from pca_nb.core import Refused
-    odd = [i for i in comma_list(text) if not i.isdigit() or int(i)<1]
-    if odd: raise Refused(f'--ipc {odd[0]!r}', 'give whole numbers from 1, separated by commas')
-    return tuple(map(int, comma_list(text)))
 
 # %% ../nbs/app/098_cli_images.ipynb #0a530005
 def check_names(

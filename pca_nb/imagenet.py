@@ -77,6 +77,7 @@ class Work:
         r = RECIPES[name]
         return r if self.protocol=='paper' else recipe_for(r, protocol_for('', self.size), n)
 
+# %% ../nbs/app/102_imagenet.ipynb #9a22d011
 def plan_work(
     tree:Tree,
     root,      # its folder
@@ -145,6 +146,7 @@ class Cost:
         return dict(step=self.step, runs=f'{self.runs:,}', hours=f'~{self.seconds/3600:,.2f}', **{'GB on disk':disk},
                     **{'GB of memory per process':f'~{self.memory/1e9:.1f}'})
 
+# %% ../nbs/app/102_imagenet.ipynb #9a22d013
 def _prepare_costs(work, rates):
     "Yield the rows of preparing and scoring."
     listed = rates.process+LISTED_BYTES*work.n_train
@@ -160,6 +162,7 @@ def _prepare_costs(work, rates):
     if work.n_classes!=N_CLASSES:
         yield Cost('teacher: 60 epochs of ResNet-18', 1, full_seconds(work, rates, 'resnet18', 60), 45e6, False, listed)
 
+# %% ../nbs/app/102_imagenet.ipynb #9a22d015
 def _held(work, ipc):
     "Return the bytes of a small set in memory; a large one is prepared and mapped."
     return 0 if work.is_large(ipc) else ipc*work.n_classes*work.image_bytes
