@@ -18,7 +18,7 @@ from .machine import pick_device
 from .imageset import ImageSet
 from .files import save_folder
 from .combine import SHRINKS, Tiling
-from .scores import Dynamics, record_dynamics
+from .scores import Dynamics, needed_features, record_dynamics
 from .teachers import check_accuracy, check_compatible
 from .distillers import DistilCfg
 from .distill import check_distil
@@ -78,7 +78,7 @@ class CompressionPlan:
     ipc:int=10          # images per class to store
     seed:int=0          # of the choice, and of the scoring run
     factor:int=0        # composites: f tiles f×f images into one; 0 = the method's own
-    shrink:str=''       # composites: a key of `SHRINKS`; '' = the data's protocol
+    shrink:str=''       # composites: a key of `SHRINKS`; '' = the method's own, or the data's protocol
     arch:str=''         # a key of `MODELS`, for scores that are recorded now; '' = `default_arch`
     epochs:int=60       # epochs of the scoring schedule
     steps:int=0         # methods that optimise pixels: iterations; 0 = the protocol's share of the published number
@@ -91,7 +91,7 @@ class CompressionPlan:
         pick_device(self.device)
         positions = torch.arange(len(self.full))[:,None] # wherever the images come from, they are chosen from here
         self.full = replace(self.full, index=positions.repeat(1, self.full.grid**2))
-        self.factor = (self.factor or method.factor_at(self.full.size[0])) if method.factor!=1 else 1
+        self.factor = 1 if method.factor==1 else self.factor or method.factor_at(self.full.size[0], self.ipc)
         check_method(self.full, self.method, self.ipc, self.factor)
 
 # %% ../nbs/app/091_compression.ipynb #29275fc5
@@ -113,7 +113,7 @@ def method_inputs(
         for t in nets:
             check_compatible(t, plan.full)
             check_accuracy(t, plan.full)
-    tiling = Tiling(plan.factor, plan.shrink or protocol.shrink)
+    tiling = Tiling(plan.factor, plan.shrink or METHODS[plan.method].shrink or protocol.shrink)
     g = generator(plan.seed, 'subset')
     return MethodInputs(None, g, tiling, nets, cfg, plan.seed, plan.device, plan.ckpt)
 
@@ -141,7 +141,9 @@ class Compression(CompressionPlan):
     def rank(self, scores=None):
         "Read, compute or record the scores that the method ranks by."
         given = self.scoring if scores is None else scores
-        self.scores, self.dynamics = ranking_scores(self.full, METHODS[self.method].score, given, self.device)
+        method = METHODS[self.method]
+        self.scores, self.dynamics = ranking_scores(self.full, method.score, given, self.device)
+        if method.features: self.inputs.features = needed_features(self.dynamics)
     def make(self) -> ImageSet:
         "Choose, combine or optimise the images."
         self.inputs.scores = self.scores

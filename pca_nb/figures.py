@@ -20,7 +20,7 @@ FAMILY_COLORS = { # first part of a key of `METHODS` -> colour
     'random': '#949494', 'noise': '#c9c9c9',
     'el2n': '#0173b2', 'aum': '#029e73', 'forgetting': '#56b4e9', 'ccs': '#332288',
     'correctness': '#117733', 'entropy': '#44aa99',
-    'pca': '#d55e00', 'tiles': '#de8f05',
+    'pca': '#d55e00', 'tiles': '#de8f05', 'cover': '#a50f15',
     'sre2l': '#882255', 'cda': '#aa4499', 'gvbsm': '#cc78bc', 'lpld': '#fbafe4',
     'rded': '#999933', 'dwa': '#ca9161', 'edc': '#d8c520',
 }

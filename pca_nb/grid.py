@@ -23,6 +23,7 @@ from .datasets import DATASETS, load_data
 from .distributed import init_distributed
 from .scores import record_dynamics
 from .teachers import check_accuracy, make_teacher
+from .methods import METHODS
 from .method_setup import check_method
 from .runs import build_set, run_cfg, RunCfg
 from .result_store import ResultStore
@@ -85,7 +86,12 @@ class GridInputs(GridFiles):
     def scores(self, cfg): # `Dynamics`, or `None` if the method ranks by nothing
         "Return what the scoring run watched."
         if not cfg.scoring: return None
-        return record_dynamics(self._full(cfg, cfg.scoring.size), cfg.scoring, self.score_file(cfg), self.device)
+        file = self.score_file(cfg)
+        found = record_dynamics(self._full(cfg, cfg.scoring.size), cfg.scoring, file, self.device)
+        if METHODS[cfg.method].features and found.features is None:
+            raise Refused(f"{cfg.method} needs features, and {file} was written by an earlier version, without them",
+                          fix="remove it, and the scores will be recorded again")
+        return found
     def teachers(self, cfg) -> list: # of `Teacher`s; none for hard labels
         "Return the networks that give a run its soft labels."
         return self.trained(cfg, cfg.soft.teachers if cfg.soft else ())

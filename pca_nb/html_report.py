@@ -116,6 +116,7 @@ def _small_sets(frame, full, dynamics):
     sets = {}
     for key in frame.method.unique():
         if key not in METHODS or METHODS[key].score and not dynamics: continue
+        if METHODS[key].features and dynamics.features is None: continue
         cfg = run_cfg(frame.data.iloc[0], key, 1, n_classes=full.n_classes, n_full=len(full), size=full.size[0])
         sets[key] = build_set(cfg, full, dynamics)
     return sets

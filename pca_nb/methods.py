@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PATCH_VARIANTS', 'RULES', 'METHODS', 'DISTILLED', 'BENCH', 'SCORE_NAMES', 'RULE_NAMES', 'PATCH_NAMES',
            'DISPLAY_NAMES', 'CHANGE_NAMES', 'MIX_NAMES', 'DATA_NAMES', 'MethodInputs', 'Method',
-           'make_pruned', 'make_pca', 'make_tiles', 'make_pca_crop', 'make_noise', 'make_rded',
+           'make_pruned', 'make_pca', 'make_cover', 'make_tiles', 'make_pca_crop', 'make_noise', 'make_rded',
            'make_distilled', 'display_name', 'display_data']
 
 # %% ../nbs/benchmark/061_methods.ipynb #ea80f5cf
@@ -20,6 +20,7 @@ from .prune import PRUNERS, random_balanced, take_easiest
 from .combine import assign_to_cells, combine, Tiling
 from .scores import SCORES
 from .pca import pca
+from .cover import cover, cover_factor
 from .teachers import confusion_matrix
 from .rded import CropSearchCfg, rded, selective_crop
 from .distillers import distil_cfg, DISTILLERS
@@ -38,6 +39,7 @@ class MethodInputs:
     device:str|None=None      # `None`: `pick_device`
     ckpt:object=None          # file to save unfinished work to
     notes:dict=field(default_factory=dict) # numbers that belong in the row
+    features:torch.Tensor|None=None # (N,d) float16, what the scoring network saw in each image, if the method needs it
 
 # %% ../nbs/benchmark/061_methods.ipynb #35d1b005
 @dataclass(frozen=True)
@@ -45,15 +47,17 @@ class Method:
     "One line of the benchmark."
     make:Callable       # make(full, ipc, inputs) -> `ImageSet` of ipc images per class
     score:str=''        # a key of `SCORES`; '' = ranks by nothing
-    factor:int=1        # cells along each axis of a stored image; 0 = 2 above 64 px, 1 below
+    factor:int|Callable=1 # cells along each axis of a stored image; 0 = 2 above 64 px, 1 below; or factor(ipc, size)
     patches:str='none'  # how composites are augmented, see `AugmentCfg`
     teachers:str=''     # '' = no network, 'one' = the protocol's, 'other' = another, 'several' = all
     # cfg(size, share, n) -> its constants; share of the published steps, n images per class that are needed
     cfg:Callable|None=None
     decode:bool=False   # cells are cut apart before training, f² images from one (IDC, Kim et al. 2022, 2205.14959)
-    def factor_at(self, size:int) -> int:
-        "Return the cells along each axis of a stored image, for images of `size` pixels."
-        return self.factor or 1+(size>64)
+    shrink:str=''       # a key of `SHRINKS`, for composites; '' = the protocol's
+    features:bool=False # whether it needs what the scoring network saw
+    def factor_at(self, size:int, ipc:int) -> int:
+        "Return the cells along each axis of a stored image, for images of `size` pixels and `ipc` of them per class."
+        return self.factor(ipc, size) if callable(self.factor) else self.factor or 1+(size>64)
 
 # %% ../nbs/benchmark/061_methods.ipynb #d21cde36
 def make_pruned(
@@ -67,6 +71,10 @@ def make_pruned(
 def make_pca(full, ipc, inputs):
     "Return the composites of the easiest images: PCA (Xiao & He 2025, 2502.06434)."
     return pca(full, ipc, inputs.scores, inputs.tiling, inputs.g)
+
+def make_cover(full, ipc, inputs):
+    "Return the composites of images that cover each class; our addition."
+    return cover(full, ipc, inputs.scores, inputs.features, inputs.tiling, inputs.g)
 
 def make_tiles(full, ipc, inputs):
     "Return composites of random images: combine without prune."
@@ -148,6 +156,8 @@ METHODS = { # name -> Method
     'ccs-global':     Method(make_pruned('ccs-global'), 'aum'),
     'pca':            Method(make_pca, 'el2n', 2, 'extract'),
     **{f'pca-{s}': Method(make_pca, s, 2, 'extract') for s in SCORES if s!='el2n'},
+    'cover':          Method(make_cover, 'el2n', cover_factor, 'extract', shrink='lsq', features=True),
+    'cover-plain':    Method(make_cover, 'el2n', features=True),
     'tiles':          Method(make_tiles, '', 2, 'extract'),
     **{f'pca+{p}': Method(make_pca, 'el2n', 2, p) for p in PATCH_VARIANTS},
     **{f'tiles+{p}': Method(make_tiles, '', 2, p) for p in PATCH_VARIANTS},
@@ -200,6 +210,8 @@ DISPLAY_NAMES = { # key of `METHODS` -> what a table or figure shows
     'ccs-global': 'CCS (AUM), not balanced',
     'pca':        'PCA',
     **{f'pca-{s}': f'PCA ({name})' for s,name in SCORE_NAMES.items()},
+    'cover':       'Cover',
+    'cover-plain': 'Cover, plain images',
     'tiles':      'random composites',
     **{f'pca+{p}': f'PCA, {words}' for p,words in PATCH_NAMES.items()},
     **{f'tiles+{p}': f'random composites, {words}' for p,words in PATCH_NAMES.items()},

@@ -16,7 +16,7 @@ from .datasets import DATASETS
 from .combine import Tiling
 from .models import MODELS
 from .recipes import Recipe, RECIPES
-from .scores import difficulty, ScoringCfg
+from .scores import difficulty, needed_features, ScoringCfg
 from .label_plan import LabelStoreCfg
 from .rded import CropSearchCfg
 from .distillers import DistilCfg
@@ -71,7 +71,7 @@ class RunOptions:
     arch:str=''          # a key of `MODELS`; '' = the protocol's
     scored_by:str=''     # a key of `MODELS`, which then scores at the students' size; '' = the protocol's scoring run
     factor:int=0         # cells along each axis; 0 = the method's own
-    shrink:str=''        # a key of `SHRINKS`; '' = the protocol's
+    shrink:str=''        # a key of `SHRINKS`; '' = the method's own, or the protocol's
     augment:dict|None=None # fields of `AugmentCfg` that differ from the protocol's, for the students only
     teachers:tuple=('',) # keys of `MODELS` for a soft recipe; '' = the protocol's; a repeated one has the next seed
     labels:LabelStoreCfg|None=None # how soft labels are stored; `None` = the teachers are queried live
@@ -177,8 +177,8 @@ def run_cfg(
     if published.given:
         raise Refused(f"recipe={recipe!r} learns from labels that came with a set, a method's set has none",
                       fix="take recipe='soft'")
-    factor = 1 if m.factor==1 else o.factor or m.factor_at(facts.size)
-    tiling = Tiling(factor, o.shrink or p.shrink) if factor>1 else Tiling(1)
+    factor = 1 if m.factor==1 else o.factor or m.factor_at(facts.size, ipc)
+    tiling = Tiling(factor, o.shrink or m.shrink or p.shrink) if factor>1 else Tiling(1)
     r = _run_recipe(m, published, facts, ipc, factor, o)
     scoring = _scoring(m, facts, seed, o) if m.score else None
     soft = SoftCfg(facts.teachers(o.teachers, seed), o.labels) if r.soft else None
@@ -206,7 +206,8 @@ def build_set(
         raise Refused(f"{cfg.method} needs {needed} trained networks, got {len(teachers)}",
                       fix="give those of its configuration, see `Grid.makers`")
     scores = difficulty(dynamics, m.score) if m.score else torch.zeros(len(full))
+    features = needed_features(dynamics) if m.features else None
     inputs = MethodInputs(scores, generator(cfg.seed, 'subset'), cfg.tiling, tuple(teachers), synthesis.cfg, cfg.seed,
-                          device, ckpt, {} if notes is None else notes)
+                          device, ckpt, {} if notes is None else notes, features)
     s = check_output(m.make(full, cfg.ipc, inputs), full, cfg.ipc, cfg.method)
     return replace(s, name=f'{cfg.data}/{cfg.method}/ipc{cfg.ipc}')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SUMS', 'SCORES', 'Recorder', 'Dynamics', 'difficulty', 'check_length', 'read_dynamics', 'is_damaged_npz',
-           'ScoringCfg', 'record_dynamics', 'scoring_accuracy', 'read_ccs_scores']
+           'ScoringCfg', 'record_dynamics', 'needed_features', 'scoring_accuracy', 'read_ccs_scores']
 
 # %% ../nbs/library/045_scores.ipynb #6e7ab4ea
 import io, json, pickle, zipfile, zlib
@@ -22,6 +22,7 @@ from .recipes import Recipe, RECIPES
 from .checkpoints import make_once
 from .callbacks import Callback
 from .train import train
+from .features import features_of
 
 # %% ../nbs/library/045_scores.ipynb #c93d52f4
 def _error_norm(p, labels):
@@ -82,6 +83,11 @@ class Dynamics:
     epochs:int      # epochs recorded
     el2n_epochs:int # epochs in the EL2N sum
     meta:dict       # the configuration that made them
+    features:Tensor|None=None # (N,d) float16, what the network saw in each image at the end; `None`: not recorded
+    def __post_init__(self):
+        if self.features is None or self.features.dim()==2 and len(self.features)==len(self): return
+        raise Refused(f"features {tuple(self.features.shape)} of {len(self):,} images",
+                      "one row per image is needed, of the same run")
     def __len__(self): return len(self.sums['correct'])
     def __repr__(self):
         return f"Dynamics({len(self)} images, {self.epochs} epochs of {self.meta.get('arch', 'an unnamed network')})"
@@ -90,6 +96,7 @@ class Dynamics:
         arrays = {k:v.numpy() for k,v in self.sums.items()}
         arrays |= dict(epochs=self.epochs, el2n_epochs=self.el2n_epochs,
                        meta=np.array(json.dumps(self.meta, sort_keys=True)))
+        if self.features is not None: arrays['features'] = self.features.numpy()
         def write(tmp):
             with open(tmp, 'wb') as f: np.savez(f, **arrays) # given a name, numpy would change its suffix
         return atomic_write(Path(path), write)
@@ -134,10 +141,12 @@ def read_dynamics(
     n:int|None=None, # images of the set it must belong to; `None` = any
 ) -> Dynamics:
     "Read recorded sums from a file, refused if they belong to another set."
-    a = load_arrays(path, (*SUMS,'epochs','el2n_epochs','meta'), 'holds no recorded scores', 'record them again')
+    a = load_arrays(path, (*SUMS,'epochs','el2n_epochs','meta'), 'holds no recorded scores', 'record them again',
+                    optional=('features',))
     sums = {k:torch.from_numpy(a[k]) for k in SUMS}
     check_length(path, len(sums['correct']), n)
-    return Dynamics(sums, int(a['epochs']), int(a['el2n_epochs']), json.loads(str(a['meta'])))
+    features = torch.from_numpy(a['features']) if 'features' in a else None
+    return Dynamics(sums, int(a['epochs']), int(a['el2n_epochs']), json.loads(str(a['meta'])), features)
 
 def is_damaged_npz(path) -> bool:
     "Return whether a file is no complete .npz archive: cut short, empty, or noise."
@@ -175,7 +184,8 @@ def _record(full, cfg, test, ckpt, device):
     net = make_model(cfg.arch, full.n_classes, full.size[0], cfg.seed)
     train(net, full, cfg.recipe, cfg.seed, test, [rec], stop_epoch=cfg.stop_epoch or None, device=device, ckpt=ckpt,
           desc=f'scoring {full.name}'.rstrip())
-    return Dynamics({k:v.cpu() for k,v in rec.sums.items()}, rec.epochs, cfg.el2n_epochs, to_jsonable(cfg))
+    return Dynamics({k:v.cpu() for k,v in rec.sums.items()}, rec.epochs, cfg.el2n_epochs, to_jsonable(cfg),
+                    features_of(net, full, split=True))
 
 # %% ../nbs/library/045_scores.ipynb #368370ec
 def record_dynamics(
@@ -192,6 +202,17 @@ def record_dynamics(
     if not path: return _record(full, cfg, test, None, device)
     return make_once(path, lambda file: _load_same(file, len(full), cfg),
                      lambda ckpt: _record(full, cfg, test, ckpt, device))
+
+# %% ../nbs/library/045_scores.ipynb #f5a00002
+def needed_features(
+    dynamics, # `Dynamics`, or anything else that scores came from
+) -> Tensor:  # (N,d) float16
+    "Return the features that were recorded with scores, or refuse scores that have none."
+    features = getattr(dynamics, 'features', None)
+    if features is not None: return features
+    raise Refused("these scores came without the features of the network",
+                  "leave the scores out, so that they are recorded now, or record them with `pca-nb score`; files of "
+                  "earlier versions and published ones have none")
 
 # %% ../nbs/library/045_scores.ipynb #d8801191
 def scoring_accuracy(

@@ -146,12 +146,14 @@ def load_arrays(
     names,       # arrays it must hold
     problem:str, # words for the message: what the file is not
     fix:str,     # and the way out
-) -> dict:       # name -> array
+    optional=(), # arrays that it may hold besides
+) -> dict:       # name -> array; without the optional ones that are not there
     "Read arrays from an .npz file, or refuse it by name; nothing in it is executed."
     try:
         if not Path(path).exists(): raise Refused('no such file')
         if not zipfile.is_zipfile(path): raise Refused('no .npz file')
-        with np.load(path, allow_pickle=False) as f: return {name:f[name] for name in names}
+        with np.load(path, allow_pickle=False) as f:
+            return {name:f[name] for name in (*names, *(name for name in optional if name in f))}
     except _UNREADABLE as e: raise Refused(f"{path} {problem} ({e})", fix) from e
 
 # %% ../nbs/library/001_storage.ipynb #c3324a86
