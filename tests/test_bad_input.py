@@ -627,6 +627,28 @@ def test_nan_scores(kind, method, full, tmp_path, refused):
 
 
 @KINDS
+@pytest.mark.parametrize('method', ['cover', 'cover-plain'])
+def test_scores_without_features(kind, method, full, tmp_path, refused):
+    "Published files and those of earlier versions cannot tell which images look alike."
+    says = 'came without the features', 'leave the scores out', 'pca-nb score'
+    file = score_file(kind, tmp_path)
+    refused('compress', full, '--method', method, '--ipc', 1, '--factor', 2, '--scores', file, says=says)
+
+
+def test_features_that_do_not_fit(full, tmp_path, refused):
+    "NaN: how many, where the first is; another length than the scores."
+    def words(features):
+        d = scores.read_dynamics(recorded(tmp_path/'s.npz'))
+        arrays = {k: v.numpy() for k, v in d.sums.items()} | dict(epochs=3, el2n_epochs=10, meta='{}')
+        np.savez(tmp_path/'s.npz', **arrays, features=features.numpy())
+        return 'compress', full, '--method', 'cover-plain', '--ipc', 1, '--scores', tmp_path/'s.npz'
+    odd = torch.rand(12, 5).half()
+    odd[4:6, 2] = float('nan')
+    refused(*words(odd), says=('2 of 12 images have features that are infinite or NaN', 'position 4', 'again'))
+    refused(*words(torch.rand(11, 5).half()), says=('features (11, 5) of 12 images', 'same run'))
+
+
+@KINDS
 @pytest.mark.parametrize('n', [11, 13, 0])
 def test_score_file_of_the_wrong_length(kind, n, full, tmp_path, refused):
     "The file, both lengths, the way out."

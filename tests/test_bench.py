@@ -171,7 +171,8 @@ UNBALANCED = ('-easy', '-hard', '-global')
 def test_every_method_keeps_the_contract(name, full, network):
     """ipc images per class (on average without balance), provenance inside the full set (-1 throughout where images
     come from nowhere), the same set for the same seed"""
-    dynamics = Dynamics({k: torch.rand(len(full), generator=generator(0, k)) for k in SUMS}, 60, 10, {})
+    features = torch.randn(len(full), 8, generator=generator(0)).half()
+    dynamics = Dynamics({k: torch.rand(len(full), generator=generator(0, k)) for k in SUMS}, 60, 10, {}, features)
     cfg = run_cfg('digits', name, 3, iteration_share=.001)
     teachers = [network]*len(cfg.synthesis.teachers if cfg.synthesis else ())
     a, b = (build_set(cfg, full, dynamics, teachers, 'cpu') for _ in range(2))
@@ -183,6 +184,22 @@ def test_every_method_keeps_the_contract(name, full, network):
         assert a.index.unique().numel() == a.index.numel()
         assert (full.labels[a.index] == a.labels[:, None]).all()
     if not name.endswith(UNBALANCED): assert a.counts.tolist() == [3]*10
+
+
+def test_scores_of_an_earlier_version_are_refused_where_features_are_needed(store, tmp_path):
+    "The file is named and so is the way out; methods that only rank use it as it is."
+    ours, pca = short('cover'), short('pca')
+    place = grid.Grid(tmp_path, device='cpu')
+    file = place.score_file(ours)
+    assert file == place.score_file(pca)   # one scoring run for both
+    now = place.scores(ours)
+    replace(now, features=None).save(file)
+    assert place.scores(pca).features is None
+    with pytest.raises(ValueError, match=f'cover needs features, and {file} was written by .*: remove it'):
+        place.scores(ours)
+    file.unlink()
+    assert torch.equal(place.scores(ours).features, now.features)
+    assert run_grid([ours], store, tmp_path, device='cpu').method.tolist() == ['cover']
 
 
 @pytest.mark.parametrize('plain, composed', [('random', 'tiles'), ('el2n-easyB', 'pca')])

@@ -111,6 +111,12 @@ def test_score_then_compress(folders, tmp_path, shell):
              tmp_path/'small')
     assert 'ahead' not in shell(*words)   # nothing is trained
     assert len(load_data(tmp_path/'small')) == 4
+    words = ('compress', folders/'train', '--method', 'cover', '--ipc', 1, '--factor', 2, '--scores', scores, '--out')
+    assert 'ahead' not in shell(*words, tmp_path/'cover')
+    assert load_data(tmp_path/'cover').grid == 2
+    shell(*words, tmp_path/'again', '--shrink', 'lsq')   # which is the method's own
+    a, b = (load_data(tmp_path/k) for k in ('cover', 'again'))
+    assert torch.equal(a.images, b.images)
 
 
 def test_benchmark_on_a_folder_then_report(folders, tmp_path, shell):

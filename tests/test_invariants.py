@@ -188,3 +188,7 @@ def test_scores_come_back(seed, n):
     d = Dynamics({k: torch.randn(n, generator=generator(seed, k)) for k in SUMS}, 7, 5, dict(arch='a', seed=seed))
     with tempfile.TemporaryDirectory() as t: b = read_dynamics(d.save(f'{t}/s.npz'), n)
     assert all(torch.equal(b.sums[k], d.sums[k]) for k in SUMS) and (b.epochs, b.el2n_epochs, b.meta) == (7, 5, d.meta)
+    assert b.features is None
+    d.features = torch.randn(n, 6, generator=generator(seed)).half()
+    with tempfile.TemporaryDirectory() as t: b = read_dynamics(d.save(f'{t}/s.npz'), n)
+    assert torch.equal(b.features, d.features)

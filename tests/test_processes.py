@@ -96,6 +96,9 @@ def test_two_processes_train_and_score_as_one(arch, mix, n, epochs, tol, tmp_pat
     assert a.epochs == b.epochs == epochs
     for k in SUMS: assert (a.sums[k]-b.sums[k]).abs().quantile(1. if epochs == 1 else .95) < max(10*tol, 1e-3), k
     assert (b.sums['el2n'] > 0).all() and (b.sums['entropy'] > 0).all()   # every image was recorded
+    assert a.features.shape == b.features.shape == (n, 512)   # the network's 2,048, projected
+    alike = torch.cosine_similarity(a.features.float(), b.features.float())
+    assert (alike > 1-max(10*tol, 1e-3)).all()   # every image, at its own place
     assert not list(tmp_path.rglob('.*tmp*'))
 
 

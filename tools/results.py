@@ -18,6 +18,7 @@ MADE = {  # file -> the command that makes it; `HOME` is a grid's folder, `--hom
     'cifar10-w64.jsonl': 'an earlier stage (a network of width 64, one scoring run); no command of this version',
     'cifar10.jsonl': '`pca-nb table TABLE --scale cifar10 --rows nbs/results/cifar10.jsonl`',
     'combining.json': f'`{MAKE}/combining.py`',
+    'cover-time.json': f'`{MAKE}/cover_time.py`',
     'crop-clouds.npz': f'`{MAKE}/t13_crop_entropy.py clouds HOME DATA 0`',
     'digits-again.jsonl': '`pca-nb table TABLE --scale quick --rows nbs/results/digits-again.jsonl` for t05, t06, t07: '
                           'the rows of version 0.1 once more',
