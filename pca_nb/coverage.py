@@ -42,7 +42,9 @@ def cover_greedily(
 ) -> list:        # their positions, in the order in which they were taken
     "Choose candidates by lazy greedy facility location (Minoux 1978)."
     if not 0<=n<=len(s): raise Refused(f"n={n} of {len(s)} candidates", "choose as many as there are, or fewer")
-    bounds = [(-gain, j) for j,gain in enumerate(s.sum(1, dtype=np.float64).tolist())]
+    gains = s.sum(1, dtype=np.float64)
+    if not np.isfinite(gains).all(): raise Refused("some similarities are infinite or NaN", "give finite features")
+    bounds = [(-gain, j) for j,gain in enumerate(gains.tolist())]
     heapq.heapify(bounds)
     best = np.zeros(s.shape[1], s.dtype) # of each image, among the chosen
     chosen = []

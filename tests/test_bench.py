@@ -2,10 +2,11 @@
 import json
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
-from pca_nb import grid, methods, run
+from pca_nb import grid, html_report, methods, run
 from pca_nb.core import generator
 from pca_nb.datasets import DATASETS, load_data
 from pca_nb.distillers import DISTILLERS
@@ -197,6 +198,10 @@ def test_scores_of_an_earlier_version_are_refused_where_features_are_needed(stor
     assert place.scores(pca).features is None
     with pytest.raises(ValueError, match=f'cover needs features, and {file} was written by .*: remove it'):
         place.scores(ours)
+    full = place.sets(ours)[0]
+    rows = pd.DataFrame(dict(data='digits', method=['pca', 'cover']))
+    assert [*html_report._small_sets(rows, full, now)] == ['pca', 'cover']   # a page shows what can be made
+    assert [*html_report._small_sets(rows, full, place.scores(pca))] == ['pca']
     file.unlink()
     assert torch.equal(place.scores(ours).features, now.features)
     assert run_grid([ours], store, tmp_path, device='cpu').method.tolist() == ['cover']
