@@ -1,7 +1,7 @@
 """Measure how long `cover` takes to choose from as many images as ImageNet has, and the memory that it needs.
 
 Features are synthetic: 1,281,167 of 512 numbers in 16 bits, in 1,000 classes of ten heaps each; IPC 10 with 2×2 cells.
-Writes nbs/results/cover-time.json, which nbs/library/046a_cover.ipynb reads.
+Writes nbs/results/cover-time.json, which the notebook `cover` of the library reads.
 """
 import json
 import os
