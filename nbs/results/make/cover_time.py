@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from pca_nb.core import generator
-from pca_nb.cover import cover_factor, pool_share
+from pca_nb.cover import cover_factor, POOL_SHARE
 from pca_nb.coverage import take_covering
 from pca_nb.machine import environment_info
 from pca_nb.protocols import N_TRAIN
@@ -45,8 +45,8 @@ def main():
     n = IPC*cover_factor(IPC, 224)**2
     before, start = peak(), time.perf_counter()
     cpu = time.process_time()
-    chosen = take_covering(features, scores, labels, range(N_CLASSES), n, pool_share(n), generator(0))
-    row = dict(images=N, classes=N_CLASSES, numbers=D, n=n, share=pool_share(n), chosen=len(chosen.unique()),
+    chosen = take_covering(features, scores, labels, range(N_CLASSES), n, POOL_SHARE, generator(0))
+    row = dict(images=N, classes=N_CLASSES, numbers=D, n=n, share=POOL_SHARE, chosen=len(chosen.unique()),
                seconds=round(time.perf_counter()-start, 1), cpu_seconds=round(time.process_time()-cpu, 1),
                features_bytes=features.nbytes, peak_bytes_before=before, peak_bytes=peak(),
                **environment_info('cpu'), cores=os.cpu_count())
